@@ -1,0 +1,2 @@
+//! The `pacer` binary.
+fn main() {}

@@ -1,0 +1,92 @@
+//! One observation, as the edge hands it in.
+
+use std::time::Duration;
+
+/// What the guest's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ram {
+    /// Size of all migratable RAM, in bytes.
+    pub total_bytes: u64,
+    /// How much of it the host has ever had to back with memory, in bytes: an
+    /// upper bound of what is not zero. `None` where it cannot be told.
+    pub resident_bytes: Option<u64>,
+}
+
+/// One point of the dirty curve: this many distinct pages were written within
+/// a window of this length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyWindow {
+    /// How long the window was.
+    pub window: Duration,
+    /// Distinct pages of 4 KiB written in it.
+    pub pages: u64,
+    /// Where the figure comes from.
+    pub origin: Origin,
+}
+
+/// Where a figure about dirty pages comes from, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Counted by eBPF in the dirty log that KVM handed to QEMU: exact.
+    DirtyLog,
+    /// QEMU's own counter of pages found dirty at a sync.
+    Qemu,
+    /// Estimated by QEMU from a sample of pages (`calc-dirty-rate`).
+    PageSampling,
+    /// Counted in the stream: pages sent again.
+    Stream,
+}
+
+/// Counters of the migration stream since it began; they never fall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamCounters {
+    /// Bytes read from QEMU's memory channels.
+    pub bytes_from_qemu: u64,
+    /// Bytes of them given to QUIC, after the bucket.
+    pub bytes_on_wire: u64,
+    /// Whole RAM pages seen in what was given to QUIC, sent with their content.
+    pub normal_pages: u64,
+    /// RAM pages seen that were announced as zero.
+    pub zero_pages: u64,
+    /// Passes begun: 1 while the first sweep over RAM runs. 0 before it.
+    pub passes: u64,
+}
+
+/// What `query-migrate` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QemuProgress {
+    /// Bytes of RAM that QEMU knows to be still dirty.
+    pub remaining_bytes: u64,
+    /// Bytes of RAM in all.
+    pub total_bytes: u64,
+    /// `dirty-sync-count`: 1 from the start, one more with every sync.
+    pub dirty_sync_count: u64,
+    /// `normal`: pages QEMU sent with their content.
+    pub normal_pages: u64,
+    /// `duplicate`: pages QEMU sent as zero.
+    pub zero_pages: u64,
+}
+
+/// One observation. The time it was made goes with it as a parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sample {
+    /// The guest's memory was sized up.
+    Ram(Ram),
+    /// A point of the dirty curve.
+    Dirty(DirtyWindow),
+    /// The stream's counters now.
+    Stream(StreamCounters),
+    /// QEMU's own figures now.
+    Qemu(QemuProgress),
+    /// The first byte of the stream was accepted from QEMU.
+    StreamStarted,
+    /// The guest was stopped at the source for the switchover.
+    Stopped,
+    /// The guest runs at the destination.
+    Running,
+    /// The link to the destination is measured or known to take at most this.
+    LinkRate {
+        /// Bytes of stream data per second.
+        bytes_per_second: u64,
+    },
+}

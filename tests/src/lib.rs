@@ -1,0 +1,1 @@
+//! End-to-end tests of Pacer on real QEMU, and what they stand on.
