@@ -1,2 +1,12 @@
-//! What Pacer's eBPF programs and its user space share.
+//! What Pacer's eBPF programs and its user space share: the records that cross
+//! between them, the names of the maps they cross in, and the small sums both
+//! sides must agree on. Every record is plain old data: each byte pattern is a
+//! valid value and every byte is written.
 #![no_std]
+
+pub mod call;
+pub mod counter;
+pub mod dirty_log;
+pub mod event;
+pub mod settings;
+pub mod slot;
