@@ -2,5 +2,20 @@
 //! parameter, so that simulations drive the same code as reality.
 #![deny(clippy::disallowed_methods)]
 
+pub mod action;
+pub mod controller;
+pub mod dirty_curve;
+pub mod forecast;
+pub mod ledger;
+pub mod link_cap;
+mod non_negative;
+mod number;
+pub mod objective;
+pub mod passes;
 pub mod sample;
+pub mod session;
 pub mod time;
+pub mod token_bucket;
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,98 @@
+//! What is asked for, what is answered, and why.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What the operator asked for. Times count from t0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// The guest runs at the destination at this time.
+    At(Duration),
+    /// The same, or at any time before.
+    By(Duration),
+    /// This many bytes a second.
+    Fixed(u64),
+    /// As fast as allowed.
+    Fastest,
+}
+
+impl Objective {
+    /// The deadline, from t0, if there is one.
+    #[must_use]
+    pub const fn deadline(self) -> Option<Duration> {
+        match self {
+            Self::At(deadline) | Self::By(deadline) => Some(deadline),
+            Self::Fixed(_) | Self::Fastest => None,
+        }
+    }
+}
+
+/// What must not be exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes a second; `None` is as much as the link takes.
+    pub max_rate: Option<u64>,
+    /// QEMU's `downtime-limit`.
+    pub downtime_limit: Duration,
+}
+
+/// Whether it can be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not enough seen yet.
+    #[default]
+    Unknown,
+    /// It can.
+    Feasible,
+    /// It cannot; see the earliest feasible finish.
+    Infeasible,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Feasible => "feasible",
+            Self::Infeasible => "infeasible",
+        })
+    }
+}
+
+/// Why a rate was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The operator fixed it.
+    Fixed,
+    /// No deadline: as fast as allowed.
+    Fastest,
+    /// Neither the guest's memory nor its size is known yet.
+    Sizing,
+    /// How the guest dirties memory is unknown: time is kept in reserve.
+    Reserve,
+    /// The lowest rate that meets the deadline with a sprint at the end.
+    Steady,
+    /// The last seconds: the lowest rate that meets the deadline.
+    Sprint,
+    /// Held back: the sprint would arrive early.
+    Waiting,
+    /// The deadline cannot be met: as fast as possible.
+    BestEffort,
+    /// The guest is stopped: every byte is downtime.
+    Switchover,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fixed => "fixed by the operator",
+            Self::Fastest => "no deadline, as fast as allowed",
+            Self::Sizing => "size of the memory not known yet",
+            Self::Reserve => "dirtying of the memory not known yet, keeping time in reserve",
+            Self::Steady => "lowest rate that meets the deadline",
+            Self::Sprint => "sprint to the deadline",
+            Self::Waiting => "held back so as not to be early",
+            Self::BestEffort => "deadline out of reach, as fast as possible",
+            Self::Switchover => "guest stopped, bucket open",
+        })
+    }
+}

@@ -1,0 +1,377 @@
+//! One migration of the models: guest → QEMU → socket buffer → bucket → link.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::guest::Guest;
+use crate::pacing::controller::{Limits, Objective, Verdict};
+use crate::pacing::number::{to_duration, to_f64, to_u64};
+use crate::pacing::sample::{DirtyWindow, Origin, QemuProgress, Ram, Sample, StreamCounters};
+use crate::pacing::session::{Action, ForecastRecord, Session, SessionConfig};
+use crate::pacing::time::Time;
+use crate::pacing::token_bucket::{Rate, TokenBucket};
+
+/// What the session gets to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// Dirty log, QMP and stream.
+    All,
+    /// QMP and stream: one window of 1 s before the start.
+    Qmp,
+    /// Dirty log and stream.
+    Log,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) guest: Guest,
+    pub(super) objective: Objective,
+    pub(super) max_rate: Option<u64>,
+    /// Bytes a second as a function of seconds.
+    pub(super) link: fn(f64, f64) -> f64,
+    pub(super) link_rate: f64,
+    pub(super) rtt: f64,
+    pub(super) sight: Sight,
+}
+
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) finish: f64,
+    pub(super) downtime: f64,
+    pub(super) bytes: f64,
+    pub(super) verdicts: Vec<(f64, Verdict, Option<f64>)>,
+    pub(super) forecasts: Vec<ForecastRecord>,
+    pub(super) rates: Vec<(f64, u64, String)>,
+}
+
+pub(super) fn steady(_: f64, rate: f64) -> f64 {
+    rate
+}
+
+const STEP: f64 = 0.005;
+const BUFFER: f64 = 2e6;
+const OVERHEAD: f64 = 0.05;
+const DOWNTIME_LIMIT: f64 = 0.3;
+/// QEMU sends for so long before it looks at what is left.
+const ROUND: f64 = 0.05;
+const START: f64 = 1.5;
+const GIVE_UP: f64 = 3000.0;
+
+struct Model<'a> {
+    scenario: &'a Scenario,
+    session: Session,
+    bucket: TokenBucket,
+    now: f64,
+    normal: f64,
+    zero: f64,
+    pass_began: f64,
+    syncs: u64,
+    buffered: f64,
+    counters: Counters,
+    /// What QEMU wrote lately, for its bandwidth.
+    window: VecDeque<(f64, f64)>,
+    bandwidth: f64,
+    measured_at: f64,
+    stopped_at: Option<f64>,
+    look_at: f64,
+    /// Marks of passes in the buffer: bytes before them.
+    marks: VecDeque<f64>,
+    run: Run,
+}
+
+#[derive(Default)]
+struct Counters {
+    sent_normal: f64,
+    sent_zero: f64,
+    written: f64,
+    wire: f64,
+    wire_normal: f64,
+    wire_zero: f64,
+    passes: u64,
+}
+
+impl Scenario {
+    pub(super) fn new(guest: Guest, objective: Objective) -> Self {
+        Self {
+            guest,
+            objective,
+            max_rate: None,
+            link: steady,
+            link_rate: 110e6,
+            rtt: 0.001,
+            sight: Sight::All,
+        }
+    }
+
+    pub(super) fn run(&self) -> Run {
+        let config = SessionConfig {
+            objective: self.objective,
+            limits: Limits {
+                max_rate: self.max_rate,
+                downtime_limit: Duration::from_secs_f64(DOWNTIME_LIMIT),
+            },
+            switchover_overhead: Duration::from_millis(60),
+        };
+        let mut model = Model {
+            scenario: self,
+            session: Session::new(config, Time::ZERO),
+            bucket: TokenBucket::new(Rate::BytesPerSecond(0), Time::ZERO),
+            now: 0.0,
+            normal: self.guest.normal_pages,
+            zero: self.guest.total_pages - self.guest.normal_pages,
+            pass_began: START,
+            syncs: 0,
+            buffered: 0.0,
+            counters: Counters::default(),
+            window: VecDeque::new(),
+            bandwidth: 0.0,
+            measured_at: 0.0,
+            stopped_at: None,
+            look_at: 0.0,
+            marks: VecDeque::new(),
+            run: Run {
+                finish: f64::INFINITY,
+                downtime: f64::INFINITY,
+                bytes: 0.0,
+                verdicts: Vec::new(),
+                forecasts: Vec::new(),
+                rates: Vec::new(),
+            },
+        };
+        model.before();
+        let mut next_sample = START;
+        while model.now < GIVE_UP && !model.run.finish.is_finite() {
+            model.act();
+            if model.now >= START {
+                model.step();
+                if model.now >= next_sample {
+                    next_sample += 0.1;
+                    model.sample();
+                }
+            }
+            model.now += STEP;
+        }
+        model.run.bytes = model.counters.wire;
+        model.run
+    }
+}
+
+fn time(seconds: f64) -> Time {
+    Time::ZERO + to_duration(seconds)
+}
+
+impl Model<'_> {
+    /// What is measured before the first byte.
+    fn before(&mut self) {
+        let guest = self.scenario.guest;
+        let ram = Ram {
+            total_bytes: to_u64(guest.total_pages * 4096.0),
+            resident_bytes: (self.scenario.sight != Sight::Log)
+                .then(|| to_u64(guest.normal_pages * 4096.0)),
+        };
+        self.session.handle_sample(Sample::Ram(ram), time(0.1));
+        let windows: &[f64] = match self.scenario.sight {
+            Sight::All => &[0.05, 0.05, 0.2, 0.2, 0.6],
+            Sight::Qmp => &[1.0],
+            Sight::Log => &[],
+        };
+        let mut at = 0.1;
+        for &window in windows {
+            let pages = guest.dirtied(at, at + window);
+            at += window;
+            self.see_dirty(window, pages, at);
+        }
+    }
+
+    fn see_dirty(&mut self, window: f64, pages: f64, at: f64) {
+        let window = DirtyWindow {
+            window: to_duration(window),
+            pages: to_u64(pages.round()),
+            origin: if self.scenario.sight == Sight::Qmp {
+                Origin::Qemu
+            } else {
+                Origin::DirtyLog
+            },
+        };
+        self.session.handle_sample(Sample::Dirty(window), time(at));
+    }
+
+    fn act(&mut self) {
+        let now = time(self.now);
+        if self.session.poll_timeout().is_some_and(|due| due <= now) {
+            self.session.handle_timeout(now);
+        }
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::SetRate {
+                    bytes_per_second,
+                    reason,
+                } => {
+                    let rate = Rate::from_bytes_per_second(bytes_per_second);
+                    self.bucket.set_rate(rate, now);
+                    self.run
+                        .rates
+                        .push((self.now, bytes_per_second, reason.to_string()));
+                }
+                Action::OpenBucket { .. } => self.bucket.open(now),
+                Action::Forecast(record) => self.run.forecasts.push(record),
+                Action::Verdict {
+                    verdict,
+                    earliest_feasible,
+                    ..
+                } => self.run.verdicts.push((
+                    self.now,
+                    verdict,
+                    earliest_feasible.map(|earliest| earliest.as_secs_f64()),
+                )),
+                Action::PassEnded(_) => {}
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        if self.syncs == 0 {
+            self.syncs = 1;
+            self.counters.passes = 1;
+            self.session
+                .handle_sample(Sample::StreamStarted, time(self.now));
+        }
+        self.drain();
+        self.write();
+        self.measure();
+        match self.stopped_at {
+            None => self.look(),
+            Some(stopped) => self.arrive(stopped),
+        }
+    }
+
+    /// The bucket and the link take from the buffer, in writes of 4 KiB.
+    fn drain(&mut self) {
+        let link = (self.scenario.link)(self.now, self.scenario.link_rate);
+        let mut room = link * STEP;
+        while self.buffered >= 1.0 && room >= 1.0 {
+            let bytes = self.buffered.min(4096.0).min(room.max(1.0));
+            if self.bucket.try_take(to_u64(bytes), time(self.now)).is_err() {
+                break;
+            }
+            room -= bytes;
+            self.buffered -= bytes;
+            let share = bytes / (self.buffered + bytes);
+            let normal = (self.counters.sent_normal - self.counters.wire_normal) * share;
+            let zero = (self.counters.sent_zero - self.counters.wire_zero) * share;
+            self.counters.wire_normal += normal;
+            self.counters.wire_zero += zero;
+            self.counters.wire += bytes;
+            while self
+                .marks
+                .front()
+                .is_some_and(|&mark| mark <= self.counters.wire)
+            {
+                self.marks.pop_front();
+                self.counters.passes += 1;
+            }
+        }
+    }
+
+    /// QEMU fills the buffer, at 1.5 GB/s of memory scanned at most.
+    fn write(&mut self) {
+        let pages = self.normal + self.zero;
+        if pages <= 0.0 {
+            return;
+        }
+        let each = (self.normal * 4104.0 + self.zero * 9.0) / pages;
+        let sent = ((BUFFER - self.buffered) / each)
+            .min(1.5e9 / 4096.0 * STEP)
+            .clamp(0.0, pages);
+        let share = sent / pages;
+        self.counters.sent_normal += self.normal * share;
+        self.counters.sent_zero += self.zero * share;
+        self.normal -= self.normal * share;
+        self.zero -= self.zero * share;
+        self.buffered += sent * each;
+        self.counters.written += sent * each;
+    }
+
+    /// QEMU's bandwidth: what it wrote in the last 100 ms.
+    fn measure(&mut self) {
+        self.window.push_back((self.now, self.counters.written));
+        if self.now - self.measured_at < 0.1 {
+            return;
+        }
+        while self.window.len() > 1 && self.window[0].0 < self.now - 0.1 - STEP / 2.0 {
+            self.window.pop_front();
+        }
+        let first = self.window[0];
+        let span = (self.now - first.0).max(STEP);
+        self.bandwidth = (self.counters.written - first.1) / span;
+        self.measured_at = self.now;
+    }
+
+    /// QEMU's look whether it may stop the guest.
+    fn look(&mut self) {
+        if self.now < self.look_at {
+            return;
+        }
+        self.look_at = self.now + ROUND;
+        let threshold = self.bandwidth * DOWNTIME_LIMIT / 4096.0;
+        if self.normal + self.zero > threshold + 0.5 {
+            return;
+        }
+        let guest = self.scenario.guest;
+        let found = guest.dirtied_by_chunk(self.pass_began, self.now);
+        let window = self.now - self.pass_began;
+        self.normal =
+            (self.normal + found * (1.0 - self.normal / guest.total_pages)).min(guest.total_pages);
+        self.syncs += 1;
+        self.pass_began = self.now;
+        self.marks.push_back(self.counters.written);
+        if self.scenario.sight != Sight::Qmp && found >= 0.0 && window > 0.0 {
+            self.see_dirty(window, found, self.now);
+        }
+        if self.normal + self.zero <= threshold + 1.0 {
+            self.stopped_at = Some(self.now);
+            self.session.handle_sample(Sample::Stopped, time(self.now));
+        }
+    }
+
+    fn arrive(&mut self, stopped: f64) {
+        if self.normal + self.zero >= 0.5 || self.buffered >= 1.0 {
+            return;
+        }
+        self.run.finish = self.now + OVERHEAD + 1.5 * self.scenario.rtt;
+        self.run.downtime = self.run.finish - stopped;
+        self.session
+            .handle_sample(Sample::Running, time(self.run.finish));
+        self.act();
+    }
+
+    fn sample(&mut self) {
+        let counters = StreamCounters {
+            bytes_from_qemu: to_u64(self.counters.wire + self.buffered.min(65_536.0)),
+            bytes_on_wire: to_u64(self.counters.wire),
+            normal_pages: to_u64(self.counters.wire_normal),
+            zero_pages: to_u64(self.counters.wire_zero),
+            passes: self.counters.passes,
+        };
+        self.session
+            .handle_sample(Sample::Stream(counters), time(self.now));
+        if self.scenario.sight == Sight::Log || self.stopped_at.is_some() {
+            return;
+        }
+        let progress = QemuProgress {
+            remaining_bytes: to_u64((self.normal + self.zero) * 4096.0),
+            total_bytes: to_u64(self.scenario.guest.total_pages * 4096.0),
+            dirty_sync_count: self.syncs,
+            normal_pages: to_u64(self.counters.sent_normal),
+            zero_pages: to_u64(self.counters.sent_zero),
+        };
+        self.session
+            .handle_sample(Sample::Qemu(progress), time(self.now));
+    }
+}
+
+impl Run {
+    pub(super) fn error(&self, objective: Objective) -> f64 {
+        self.finish - to_f64(objective.deadline().map_or(0, |d| d.as_secs()))
+    }
+}
