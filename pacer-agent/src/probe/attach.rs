@@ -1,0 +1,241 @@
+//! Loads the programs and puts them on their hooks.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use aya::maps::{Array, MapData, RingBuf};
+use aya::programs::uprobe::{UProbeError, UProbeScope};
+use aya::programs::{Program, ProgramError, TracePoint, UProbe};
+use aya::{Ebpf, EbpfLoader};
+use pacer_common::{event, settings};
+
+use super::error::{ATTACHED, LOADED, chain, is_refusal};
+use super::{ProbeError, process};
+
+/// Where tracefs may be, in the order in which aya looks.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+const SYSCALLS: &str = "syscalls";
+
+/// A program and a system call tracepoint it goes on.
+struct Hook {
+    program: &'static str,
+    tracepoint: &'static str,
+}
+
+const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook {
+        program,
+        tracepoint,
+    }
+}
+
+/// Without these there is no dirty log: no probe. Exits before enters here and
+/// below, so that no call is noted that is never taken out again.
+const REQUIRED: [Hook; 2] = [
+    hook("ioctl_exit", "sys_exit_ioctl"),
+    hook("ioctl_enter", "sys_enter_ioctl"),
+];
+
+/// Pairs of exit and enter; without one, its writes are not seen.
+const WRITES: [[Hook; 2]; 4] = [
+    [
+        hook("pwrite_exit", "sys_exit_pwrite64"),
+        hook("pwrite_enter", "sys_enter_pwrite64"),
+    ],
+    [
+        hook("pwrite_exit", "sys_exit_pwritev"),
+        hook("pwrite_enter", "sys_enter_pwritev"),
+    ],
+    [
+        hook("pwrite_exit", "sys_exit_pwritev2"),
+        hook("pwrite_enter", "sys_enter_pwritev2"),
+    ],
+    [
+        hook("io_submit_exit", "sys_exit_io_submit"),
+        hook("io_submit_enter", "sys_enter_io_submit"),
+    ],
+];
+
+const STATE_UPROBE: &str = "migrate_set_state";
+
+/// Programs and the functions of QEMU they go on: the first that is there. 7.2
+/// keeps `migration_bitmap_sync_precopy` to itself; the function under it also
+/// runs when QEMU measures a dirty rate.
+const UPROBES: [(&str, &[&str]); 3] = [
+    (STATE_UPROBE, &["migrate_set_state"]),
+    ("vm_stop", &["vm_stop_force_state"]),
+    (
+        "migration_bitmap_sync",
+        &[
+            "migration_bitmap_sync_precopy",
+            "memory_global_dirty_log_sync",
+        ],
+    ),
+];
+
+/// What came of [`observe`].
+pub(super) struct Attached {
+    /// The hooks that are missing, each with the reason.
+    pub(super) warnings: Vec<String>,
+    /// Whether `migrate_set_state` is watched.
+    pub(super) state_uprobe: bool,
+}
+
+/// Whether tracefs is there and readable. Asked before aya does, which remembers
+/// a no for the life of the process.
+pub(super) fn check_tracefs() -> Result<(), ProbeError> {
+    for path in TRACEFS {
+        match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => return Ok(()),
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                let path = PathBuf::from(path);
+                return Err(ProbeError::TracefsUnreadable { path, source });
+            }
+            // Not there, or an empty directory to mount it on.
+            Ok(false) | Err(_) => {}
+        }
+    }
+    Err(ProbeError::TracefsMissing)
+}
+
+/// Creates the maps and prepares the programs; no process is observed yet.
+pub(super) fn load(object: &[u8]) -> Result<Ebpf, ProbeError> {
+    EbpfLoader::new()
+        .override_global(settings::PID_NAMESPACE, &process::pid_namespace(), true)
+        .load(object)
+        .map_err(ProbeError::from_load)
+}
+
+/// The ring of events.
+pub(super) fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, ProbeError> {
+    let name = event::EVENTS;
+    let map = ebpf.take_map(name).ok_or(ProbeError::Incomplete { name })?;
+    RingBuf::try_from(map).map_err(|source| ProbeError::Map { name, source })
+}
+
+/// Attaches what sees the dirty logs, of whatever process until one is observed.
+pub(super) fn attach_required(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    REQUIRED
+        .iter()
+        .try_for_each(|hook| attach_tracepoint(ebpf, hook))
+}
+
+/// Makes `tgid` the observed process and attaches the programs that are for it
+/// alone, to every hook that this kernel and this QEMU offer.
+pub(super) fn observe(ebpf: &mut Ebpf, tgid: u32) -> Result<Attached, ProbeError> {
+    let name = settings::OBSERVED;
+    let map = ebpf.map_mut(name).ok_or(ProbeError::Incomplete { name })?;
+    Array::<_, u32>::try_from(map)
+        .and_then(|mut observed| observed.set(0, tgid, 0))
+        .map_err(|source| ProbeError::Map { name, source })?;
+    let mut warnings = Vec::new();
+    for hook in WRITES.iter().flatten() {
+        if let Err(error) = attach_tracepoint(ebpf, hook) {
+            let reason = chain(&error);
+            let name = hook.tracepoint;
+            warnings.push(format!("{SYSCALLS}:{name} is not watched: {reason}"));
+        }
+    }
+    let mut state_uprobe = false;
+    for (program, symbols) in UPROBES {
+        match attach_first(ebpf, program, symbols, tgid) {
+            Ok(()) => state_uprobe |= program == STATE_UPROBE,
+            Err(warning) => warnings.push(warning),
+        }
+    }
+    Ok(Attached {
+        warnings,
+        state_uprobe,
+    })
+}
+
+fn attach_tracepoint(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), ProbeError> {
+    let &Hook {
+        program: name,
+        tracepoint,
+    } = hook;
+    let program: &mut TracePoint = find(ebpf, name)?;
+    load_once(program.load(), name)?;
+    match program.attach(SYSCALLS, tracepoint) {
+        Ok(_) => Ok(()),
+        Err(ProgramError::TracePointError(_)) if !has_tracepoint(tracepoint) => {
+            Err(ProbeError::TracepointMissing {
+                category: SYSCALLS,
+                name: tracepoint,
+            })
+        }
+        Err(source) => Err(ProbeError::from_program(name, ATTACHED, source)),
+    }
+}
+
+/// On the first of `symbols` that is there; else the reason why the last is not.
+fn attach_first(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    symbols: &[&'static str],
+    tgid: u32,
+) -> Result<(), String> {
+    let mut warning = String::new();
+    for symbol in symbols {
+        match attach_uprobe(ebpf, program, symbol, tgid) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                warning = format!("QEMU's {symbol} is not watched: {}", chain(&error));
+            }
+        }
+    }
+    Err(warning)
+}
+
+fn attach_uprobe(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    symbol: &'static str,
+    tgid: u32,
+) -> Result<(), ProbeError> {
+    let program: &mut UProbe = find(ebpf, name)?;
+    load_once(program.load(), name)?;
+    // The link and not what it points to: it leads to the right file in another
+    // mount namespace too, and after an upgrade has replaced it.
+    let target = format!("/proc/{tgid}/exe");
+    let scope = NonZeroU32::new(tgid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
+    match program.attach(symbol, target, scope) {
+        Ok(_) => Ok(()),
+        Err(source) if is_symbol_missing(&source) => Err(ProbeError::SymbolMissing { symbol }),
+        Err(source) => Err(ProbeError::from_program(name, ATTACHED, source)),
+    }
+}
+
+/// Whether the binary could be read and has no such symbol.
+fn is_symbol_missing(error: &ProgramError) -> bool {
+    matches!(
+        error,
+        ProgramError::UProbeError(UProbeError::SymbolError { .. })
+    ) && !is_refusal(error)
+}
+
+/// The program `name` as the type it must have.
+fn find<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ProbeError>
+where
+    &'a mut P: TryFrom<&'a mut Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(ProbeError::Incomplete { name })
+}
+
+/// A program on several hooks is loaded with the first.
+fn load_once(result: Result<(), ProgramError>, name: &'static str) -> Result<(), ProbeError> {
+    match result {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(source) => Err(ProbeError::from_program(name, LOADED, source)),
+    }
+}
+
+fn has_tracepoint(name: &str) -> bool {
+    TRACEFS
+        .iter()
+        .any(|root| Path::new(root).join("events/syscalls").join(name).exists())
+}

@@ -1,0 +1,86 @@
+//! What the programs counted, and what they cost.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::PerCpuArray;
+use aya::sys::Stats;
+use pacer_common::counter;
+
+/// Sums since the attach, over all CPUs and programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeCounters {
+    /// Events put into the ring.
+    pub events: u64,
+    /// Events lost because the ring was full.
+    pub lost_events: u64,
+    /// Dirty logs not read because their slot was registered before the attach.
+    pub unknown_slots: u64,
+    /// Arguments or bitmaps that could not be read or were too large; each is a
+    /// call that was not reported.
+    pub unreadable: u64,
+    /// Calls or slots that found no room in a map.
+    pub map_full: u64,
+    /// Time spent in the programs, in nanoseconds, the filter's turning away of
+    /// other processes included. `None` where the kernel does not count it
+    /// (`kernel.bpf_stats_enabled`).
+    pub run_ns: Option<u64>,
+    /// How often the programs ran, likewise.
+    pub run_count: Option<u64>,
+}
+
+/// Asks the kernel to account run times for as long as the result lives. It
+/// needs CAP_SYS_ADMIN; without it the probe works as well.
+pub(super) fn enable_stats() -> Option<OwnedFd> {
+    aya::sys::enable_stats(Stats::RunTime).ok()
+}
+
+/// The counters now. `stats`: this process has switched the accounting on.
+pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCounters {
+    let (run_ns, run_count) = run_statistics(ebpf, stats).unzip();
+    ProbeCounters {
+        events: sum(ebpf, counter::EVENTS),
+        lost_events: sum(ebpf, counter::LOST_EVENTS),
+        unknown_slots: sum(ebpf, counter::UNKNOWN_SLOTS),
+        unreadable: sum(ebpf, counter::UNREADABLE),
+        map_full: sum(ebpf, counter::MAP_FULL),
+        run_ns,
+        run_count,
+    }
+}
+
+/// One counter, summed over the CPUs; 0 where it cannot be read.
+fn sum(ebpf: &Ebpf, index: u32) -> u64 {
+    let Some(map) = ebpf.map(counter::COUNTERS) else {
+        return 0;
+    };
+    let Ok(counters) = PerCpuArray::<_, u64>::try_from(map) else {
+        return 0;
+    };
+    counters
+        .get(&index, 0)
+        .map_or(0, |values| values.iter().sum())
+}
+
+fn run_statistics(ebpf: &Ebpf, stats: bool) -> Option<(u64, u64)> {
+    if !stats && !enabled_for_all() {
+        return None;
+    }
+    let mut run_time = Duration::ZERO;
+    let mut run_count = 0;
+    for (_, program) in ebpf.programs() {
+        // A program that was not loaded (an absent hook) has none.
+        if let Ok(info) = program.info() {
+            run_time += info.run_time();
+            run_count += info.run_count();
+        }
+    }
+    let run_ns = u64::try_from(run_time.as_nanos()).unwrap_or(u64::MAX);
+    Some((run_ns, run_count))
+}
+
+fn enabled_for_all() -> bool {
+    fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1")
+}

@@ -1,0 +1,144 @@
+//! What the programs report, in the words of this side.
+
+use pacer_common::event::{self as raw, RawEvent};
+
+use crate::pacing::time::Time;
+
+/// Something the observed process did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When, as the kernel stamped it.
+    pub at: Time,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What an observed process did. A page is 4 KiB; a slot has its address space
+/// in the upper and its id in the lower 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// QEMU told KVM of a memory slot, or changed or removed one.
+    SlotRegistered {
+        /// Which slot.
+        slot: u32,
+        /// Its size; 0: the slot is gone.
+        pages: u64,
+        /// Where its memory is in QEMU.
+        user_address: u64,
+        /// Whether KVM logs the pages that are written.
+        logging: bool,
+    },
+    /// QEMU read a slot's dirty log. The first one of each logging session has
+    /// every page set.
+    DirtyLog {
+        /// Which slot.
+        slot: u32,
+        /// Pages set in it.
+        dirty_pages: u64,
+        /// Pages the slot has.
+        total_pages: u64,
+    },
+    /// QEMU cleared a part of a slot's dirty log: its pages' windows start here.
+    LogCleared {
+        /// Which slot.
+        slot: u32,
+        /// First page of the part, within the slot.
+        first_page: u64,
+        /// Length of the part.
+        pages: u64,
+    },
+    /// QEMU wrote a file, or (Linux AIO) handed the kernel a write of this
+    /// length.
+    FileWrite {
+        /// The file descriptor, as it was then.
+        fd: i32,
+        /// Where in the file, in bytes; `u64::MAX`: at the file's own position.
+        offset: u64,
+        /// How much, in bytes.
+        bytes: u64,
+    },
+    /// QEMU is about to stop the guest for the switchover.
+    GuestStopping,
+    /// QEMU begins to gather the dirty pages from KVM or TCG.
+    BitmapSync,
+    /// The migration's state is changing, as this QEMU numbers its
+    /// `MigrationStatus`.
+    MigrationState {
+        /// The state it leaves.
+        old: u32,
+        /// The state it enters.
+        new: u32,
+    },
+}
+
+impl Event {
+    /// The process and the event in one record of the ring; `None` if it is none
+    /// of ours.
+    pub(super) fn from_record(record: &[u8]) -> Option<(u32, Self)> {
+        let event = RawEvent::from_bytes(record)?;
+        let at = Time::from_nanos(event.ktime_ns);
+        let kind = kind_of(&event)?;
+        Some((event.tgid, Self { at, kind }))
+    }
+}
+
+fn kind_of(event: &RawEvent) -> Option<EventKind> {
+    let &RawEvent {
+        a, b, c, subject, ..
+    } = event;
+    Some(match event.kind {
+        raw::SLOT_REGISTERED => EventKind::SlotRegistered {
+            slot: subject,
+            pages: a,
+            user_address: b,
+            logging: c != 0,
+        },
+        raw::DIRTY_LOG => EventKind::DirtyLog {
+            slot: subject,
+            dirty_pages: a,
+            total_pages: b,
+        },
+        raw::LOG_CLEARED => EventKind::LogCleared {
+            slot: subject,
+            first_page: a,
+            pages: b,
+        },
+        raw::FILE_WRITE => EventKind::FileWrite {
+            fd: subject.cast_signed(),
+            offset: a,
+            bytes: b,
+        },
+        raw::GUEST_STOPPING => EventKind::GuestStopping,
+        raw::BITMAP_SYNC => EventKind::BitmapSync,
+        raw::MIGRATION_STATE => EventKind::MigrationState {
+            old: u32::try_from(a).ok()?,
+            new: u32::try_from(b).ok()?,
+        },
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_programs_write() {
+        let event = RawEvent {
+            kind: raw::FILE_WRITE,
+            subject: 3,
+            a: raw::NO_OFFSET,
+            b: 4096,
+            ..RawEvent::default()
+        };
+        let write = EventKind::FileWrite {
+            fd: 3,
+            offset: u64::MAX,
+            bytes: 4096,
+        };
+        assert_eq!(kind_of(&event), Some(write));
+        let unknown = RawEvent { kind: 99, ..event };
+        assert_eq!(kind_of(&unknown), None);
+        assert_eq!(Event::from_record(&[0; 47]), None);
+    }
+}

@@ -1,0 +1,196 @@
+//! What eBPF sees of a stock QEMU from outside: its memory slots, the dirty logs
+//! KVM hands it, its writes to files, and a few marks of a migration's progress.
+//!
+//! [`Probe`] is the edge: it loads the programs of `pacer-ebpf`, attaches them
+//! to one process and drains their events. [`windows`] is pure and turns events
+//! into samples for [`crate::pacing`]. Only stable interfaces are needed (system
+//! call tracepoints); the uprobes are extras whose absence is a warning.
+
+mod attach;
+mod counters;
+mod error;
+mod event;
+mod object;
+mod process;
+pub mod windows;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
+use log::Log;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+pub use counters::ProbeCounters;
+pub use error::ProbeError;
+pub use event::{Event, EventKind};
+
+/// Events kept of all processes while it is not known which one matters.
+const MOST_PENDING: usize = 4096;
+
+/// The programs that watch one process. Dropping it detaches and unloads them,
+/// which blocks for about a second: the kernel waits for every CPU to leave each
+/// hook. Not on a thread that has a guest waiting, then.
+pub struct Probe {
+    ebpf: Ebpf,
+    ring: RingBuf<MapData>,
+    /// The programs' own messages. `None` where they have none.
+    logger: Option<EbpfLogger<&'static dyn Log>>,
+    /// The observed process; `None` while it is not known.
+    tgid: Option<u32>,
+    /// Taken from the ring, not drained yet, with the process each is of.
+    pending: VecDeque<(u32, Event)>,
+    /// The ring's descriptor with the runtime; made at the first wait, so that
+    /// a probe can be attached and drained without a runtime.
+    waiter: Option<AsyncFd<OwnedFd>>,
+    /// Keeps the kernel's accounting of run times on. `None` without the right.
+    stats: Option<OwnedFd>,
+    warnings: Vec<String>,
+    state_uprobe: bool,
+}
+
+impl Probe {
+    /// Loads the programs and attaches them to the process that `pid` belongs
+    /// to (any of its threads will do).
+    ///
+    /// Hooks that are not essential and fail are in [`Probe::warnings`].
+    ///
+    /// # Errors
+    ///
+    /// There is no such process; the rights, tracefs or the tracepoints are
+    /// missing; this binary has no eBPF programs. The message has the remedy.
+    pub fn attach(pid: u32) -> Result<Self, ProbeError> {
+        // Named before anything else is found wrong.
+        process::thread_group(pid)?;
+        let mut probe = Self::wait()?;
+        probe.observe(pid)?;
+        Ok(probe)
+    }
+
+    /// Loads the programs before it is known which process is to be observed,
+    /// so that what it does meanwhile about its dirty logs is not missed: QEMU
+    /// registers its slots within a moment of connecting. Nothing is drained
+    /// before [`Probe::observe`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Probe::attach`], but for the process.
+    pub fn wait() -> Result<Self, ProbeError> {
+        let object = object::EMBEDDED.ok_or(ProbeError::NotBuilt)?;
+        attach::check_tracefs()?;
+        // On before the programs run, so that no run goes uncounted.
+        let stats = counters::enable_stats();
+        let mut ebpf = attach::load(object)?;
+        let ring = attach::take_ring(&mut ebpf)?;
+        let logger = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| tracing::debug!(%error, "the programs' messages are not read"))
+            .ok();
+        attach::attach_required(&mut ebpf)?;
+        Ok(Self {
+            ebpf,
+            ring,
+            logger,
+            tgid: None,
+            pending: VecDeque::new(),
+            waiter: None,
+            stats,
+            warnings: Vec::new(),
+            state_uprobe: false,
+        })
+    }
+
+    /// Observes the process that `pid` belongs to from now on; what it did
+    /// about its dirty logs since [`Probe::wait`] is drained too.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or the programs cannot be told.
+    pub fn observe(&mut self, pid: u32) -> Result<(), ProbeError> {
+        let tgid = process::thread_group(pid)?;
+        let attached = attach::observe(&mut self.ebpf, tgid)?;
+        self.tgid = Some(tgid);
+        self.warnings = attached.warnings;
+        self.state_uprobe = attached.state_uprobe;
+        Ok(())
+    }
+
+    /// Everything that happened since the last call, oldest first. Never blocks.
+    pub fn drain(&mut self) -> Vec<Event> {
+        self.fill();
+        let Some(observed) = self.tgid else {
+            return Vec::new();
+        };
+        self.pending
+            .drain(..)
+            .filter_map(|(tgid, event)| (tgid == observed).then_some(event))
+            .collect()
+    }
+
+    /// Waits until [`Probe::drain`] would return something. May be cancelled and
+    /// called again: no event is lost or overlooked.
+    ///
+    /// # Errors
+    ///
+    /// The ring cannot be waited for.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O enabled.
+    pub async fn readable(&mut self) -> io::Result<()> {
+        loop {
+            // The kernel wakes only a reader that had caught up, hence first
+            // empty the ring, then wait.
+            self.fill();
+            if !self.pending.is_empty() {
+                return Ok(());
+            }
+            let waiter = match self.waiter.take() {
+                Some(waiter) => waiter,
+                None => watch(self.ring.as_fd().try_clone_to_owned()?)?,
+            };
+            self.waiter.insert(waiter).readable().await?.clear_ready();
+        }
+    }
+
+    /// How many events there were, how many were lost, and what the programs
+    /// cost, all since the attach.
+    pub fn counters(&mut self) -> ProbeCounters {
+        counters::read(&self.ebpf, self.stats.is_some())
+    }
+
+    /// The hooks that did not attach, each with the reason.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether [`EventKind::MigrationState`] will be seen.
+    #[must_use]
+    pub const fn has_state_uprobe(&self) -> bool {
+        self.state_uprobe
+    }
+
+    fn fill(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        while let Some(record) = self.ring.next() {
+            self.pending.extend(Event::from_record(&record));
+        }
+        if self.tgid.is_none() {
+            let excess = self.pending.len().saturating_sub(MOST_PENDING);
+            self.pending.drain(..excess);
+        }
+    }
+}
+
+fn watch(ring: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor for as long as it lives,
+    // and the `AsyncFd` owns it.
+    let waiter = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    Ok(waiter?)
+}

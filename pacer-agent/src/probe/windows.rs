@@ -1,0 +1,564 @@
+//! From dirty logs to points of the dirty curve. Pure: no clock, no I/O.
+//!
+//! QEMU synchronises its dirty bitmap by reading the dirty log of every slot
+//! that is logged, one after the other: a *burst*. The choices made here:
+//!
+//! - A burst ends as soon as every logged slot was read, or early: by a slot read
+//!   again, a slot or the migration's state changed, a log cleared, or the
+//!   owner's [`DirtyWindows::flush`]. File writes of other threads do not end it.
+//! - It becomes a sample if it tells of nine tenths of the logged pages. If not,
+//!   it was a session's first, or no synchronisation at all (the display reads
+//!   the log of its own slot), and is dropped.
+//! - The first log of a slot's logging session says nothing (every page is set)
+//!   and is skipped; a session begins when the slot is registered with logging.
+//! - A page's window is the time since the part of the log it lies in was last
+//!   cleared. QEMU clears in parts of up to 1 GiB just before it sends them, so
+//!   within one slot the parts' windows differ: the slot's is their mean,
+//!   weighted by pages, and the sample's is the same mean over the slots.
+//! - Pages never cleared in a session that began with every page set are still
+//!   set, written or not: they are taken off the count and have no window.
+//! - Once the guest is being stopped for the switchover, windows end there: it
+//!   writes no more, however late the last log is read.
+//! - A kernel that clears a log by reading it (no CLEAR is ever seen) has
+//!   windows from read to read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Event, EventKind};
+use crate::pacing::sample::{DirtyWindow, Origin, Sample};
+use crate::pacing::time::Time;
+
+/// How long the owner waits for the next dirty log of a burst before it calls
+/// [`DirtyWindows::flush`]. Within a burst logs follow each other by well under
+/// a millisecond.
+pub const BURST_GAP: Duration = Duration::from_millis(20);
+
+/// The share of the logged pages that a burst must cover, in percent.
+const WHOLE_PERCENT: u64 = 90;
+
+/// Bytes of a page.
+const PAGE_BYTES: u64 = 4096;
+
+/// Turns the events of one process into samples of its dirty curve.
+#[derive(Debug, Default)]
+pub struct DirtyWindows {
+    /// The slots whose pages are logged.
+    slots: BTreeMap<u32, Slot>,
+    burst: Burst,
+    /// Whether this kernel clears logs apart from reading them.
+    clears_apart: bool,
+    /// Fewest pages that a burst over the whole guest can cover.
+    min_pages: u64,
+    pages_at_last_sync: Option<u64>,
+    /// When the guest was stopped, as far as its logging goes on since.
+    stopped_at: Option<Time>,
+}
+
+impl DirtyWindows {
+    /// Knows of no slot yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tells how much RAM the guest has, in bytes. From then on bursts over
+    /// less than half of it are no samples: with a display, QEMU logs the
+    /// frame buffer's slot alone.
+    pub const fn expect_ram(&mut self, total_bytes: u64) {
+        self.min_pages = total_bytes / PAGE_BYTES / 2;
+    }
+
+    /// Takes the next event, in the order of the probe. Returns a sample if it
+    /// completed a burst; else call [`DirtyWindows::flush`] after
+    /// [`BURST_GAP`] without another event.
+    pub fn handle_event(&mut self, event: &Event) -> Option<Sample> {
+        match event.kind {
+            EventKind::DirtyLog {
+                slot,
+                dirty_pages,
+                total_pages,
+            } => self.on_log(slot, dirty_pages, total_pages, event.at),
+            EventKind::LogCleared {
+                slot,
+                first_page,
+                pages,
+            } => {
+                let sample = self.end_burst();
+                self.on_clear(slot, first_page, pages, event.at);
+                sample
+            }
+            EventKind::SlotRegistered {
+                slot,
+                pages,
+                logging,
+                ..
+            } => {
+                let sample = self.end_burst();
+                self.on_registered(slot, pages, logging);
+                sample
+            }
+            EventKind::GuestStopping => {
+                self.stopped_at = Some(event.at);
+                self.end_burst()
+            }
+            EventKind::BitmapSync | EventKind::MigrationState { .. } => self.end_burst(),
+            EventKind::FileWrite { .. } => None,
+        }
+    }
+
+    /// Ends a burst that has paused for [`BURST_GAP`] by `now`; otherwise does
+    /// nothing.
+    pub fn flush(&mut self, now: Time) -> Option<Sample> {
+        if now.since(self.burst.last) < BURST_GAP {
+            return None;
+        }
+        self.end_burst()
+    }
+
+    /// Distinct pages that vCPUs wrote in the window before the last sync over
+    /// all slots. `None` before there was one.
+    #[must_use]
+    pub const fn pages_dirty_at_last_sync(&self) -> Option<u64> {
+        self.pages_at_last_sync
+    }
+
+    fn on_registered(&mut self, slot: u32, pages: u64, logging: bool) {
+        // Logging begins or ends with the migration: if that one failed, the
+        // guest runs again, and no event says so.
+        self.stopped_at = None;
+        if logging && pages > 0 {
+            self.slots.insert(slot, Slot::new(pages));
+        } else {
+            self.slots.remove(&slot);
+        }
+    }
+
+    fn on_clear(&mut self, slot: u32, first_page: u64, pages: u64, at: Time) {
+        self.clears_apart = true;
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.clear(first_page, pages, at);
+        }
+    }
+
+    fn on_log(&mut self, id: u32, dirty_pages: u64, total_pages: u64, at: Time) -> Option<Sample> {
+        let early = self.burst.seen.contains(&id).then(|| self.end_burst());
+        // A log that is read was switched on, even if that was not seen.
+        let slot = self
+            .slots
+            .entry(id)
+            .or_insert_with(|| Slot::new(total_pages));
+        let end = self.stopped_at.map_or(at, |stopped_at| stopped_at.min(at));
+        let reading = slot.read(dirty_pages, end, self.clears_apart);
+        self.burst.add(id, total_pages, reading, at);
+        let complete = self.slots.keys().all(|id| self.burst.seen.contains(id));
+        // Not both: a burst of one slot completes with its first log.
+        early
+            .flatten()
+            .or_else(|| complete.then(|| self.end_burst()).flatten())
+    }
+
+    fn end_burst(&mut self) -> Option<Sample> {
+        let burst = std::mem::take(&mut self.burst);
+        let logged: u64 = self.slots.values().map(|slot| slot.pages).sum();
+        let whole = burst.told_pages.saturating_mul(100) >= logged.saturating_mul(WHOLE_PERCENT)
+            && burst.told_pages >= self.min_pages;
+        let window = burst.spans.mean()?;
+        if !whole || window.is_zero() {
+            return None;
+        }
+        self.pages_at_last_sync = Some(burst.dirty_pages);
+        Some(Sample::Dirty(DirtyWindow {
+            window,
+            pages: burst.dirty_pages,
+            origin: Origin::DirtyLog,
+        }))
+    }
+}
+
+/// The logs read since the last sync.
+#[derive(Debug, Default)]
+struct Burst {
+    seen: BTreeSet<u32>,
+    /// Pages of the slots whose logs said something.
+    told_pages: u64,
+    dirty_pages: u64,
+    spans: Spans,
+    /// When the last log was read.
+    last: Time,
+}
+
+impl Burst {
+    fn add(&mut self, slot: u32, total_pages: u64, reading: Option<Reading>, at: Time) {
+        self.seen.insert(slot);
+        self.last = at;
+        if let Some(reading) = reading {
+            self.told_pages = self.told_pages.saturating_add(total_pages);
+            self.dirty_pages = self.dirty_pages.saturating_add(reading.dirty_pages);
+            self.spans.add_all(&reading.spans);
+        }
+    }
+}
+
+/// What one log said: pages written, and the windows they were written in.
+#[derive(Debug)]
+struct Reading {
+    dirty_pages: u64,
+    spans: Spans,
+}
+
+/// Lengths of time, each weighted by the pages it holds for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spans {
+    pages: u64,
+    /// 2^64 ns times 2^64 pages fit.
+    page_nanos: u128,
+}
+
+impl Spans {
+    fn add(&mut self, pages: u64, span: Duration) {
+        let page_nanos = span.as_nanos().saturating_mul(u128::from(pages));
+        self.pages = self.pages.saturating_add(pages);
+        self.page_nanos = self.page_nanos.saturating_add(page_nanos);
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.pages = self.pages.saturating_add(other.pages);
+        self.page_nanos = self.page_nanos.saturating_add(other.page_nanos);
+    }
+
+    /// `None` over no pages.
+    fn mean(&self) -> Option<Duration> {
+        let nanos = self.page_nanos.checked_div(u128::from(self.pages))?;
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
+    }
+}
+
+/// A slot in its logging session.
+#[derive(Debug)]
+struct Slot {
+    pages: u64,
+    /// When the log was last read. `None`: not in this session.
+    last_read: Option<Time>,
+    /// The session's first log had every page set.
+    initially_set: bool,
+    /// Parts that were cleared, by their first page; they do not overlap.
+    cleared: BTreeMap<u64, Part>,
+}
+
+/// A part of a slot's log.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// The page after its last.
+    end: u64,
+    cleared_at: Time,
+}
+
+impl Slot {
+    const fn new(pages: u64) -> Self {
+        Self {
+            pages,
+            last_read: None,
+            initially_set: false,
+            cleared: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a log with `dirty_pages` pages set, whose windows end at `end`.
+    /// `None` if it says nothing.
+    fn read(&mut self, dirty_pages: u64, end: Time, clears_apart: bool) -> Option<Reading> {
+        let Some(last_read) = self.last_read.replace(end) else {
+            self.initially_set = dirty_pages >= self.pages;
+            return None;
+        };
+        let mut spans = Spans::default();
+        if !clears_apart {
+            spans.add(self.pages, end.since(last_read));
+            return Some(Reading { dirty_pages, spans });
+        }
+        for (first, part) in &self.cleared {
+            spans.add(part.end - first, end.since(part.cleared_at));
+        }
+        if spans.pages == 0 {
+            return None;
+        }
+        let never_cleared = self.pages.saturating_sub(spans.pages);
+        let stale = if self.initially_set { never_cleared } else { 0 };
+        Some(Reading {
+            dirty_pages: dirty_pages.saturating_sub(stale),
+            spans,
+        })
+    }
+
+    /// The pages from `first` on were cleared: cuts them out of older parts.
+    fn clear(&mut self, first: u64, pages: u64, at: Time) {
+        let end = first.saturating_add(pages).min(self.pages);
+        if first >= end {
+            return;
+        }
+        let overlapping: Vec<(u64, Part)> = self
+            .cleared
+            .range(..end)
+            .filter(|(_, part)| part.end > first)
+            .map(|(&start, &part)| (start, part))
+            .collect();
+        for (start, part) in overlapping {
+            self.cleared.remove(&start);
+            if start < first {
+                self.cleared.insert(start, Part { end: first, ..part });
+            }
+            if part.end > end {
+                self.cleared.insert(end, part);
+            }
+        }
+        let part = Part {
+            end,
+            cleared_at: at,
+        };
+        self.cleared.insert(first, part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: u64 = 1_000_000;
+
+    fn at(milliseconds: u64, kind: EventKind) -> Event {
+        Event {
+            at: Time::from_nanos(milliseconds * MILLISECOND),
+            kind,
+        }
+    }
+
+    fn register(slot: u32, pages: u64) -> EventKind {
+        EventKind::SlotRegistered {
+            slot,
+            pages,
+            user_address: 0,
+            logging: true,
+        }
+    }
+
+    fn log(slot: u32, dirty_pages: u64, total_pages: u64) -> EventKind {
+        EventKind::DirtyLog {
+            slot,
+            dirty_pages,
+            total_pages,
+        }
+    }
+
+    fn clear(slot: u32, first_page: u64, pages: u64) -> EventKind {
+        EventKind::LogCleared {
+            slot,
+            first_page,
+            pages,
+        }
+    }
+
+    fn sample(milliseconds: u64, pages: u64) -> Option<Sample> {
+        Some(Sample::Dirty(DirtyWindow {
+            window: Duration::from_millis(milliseconds),
+            pages,
+            origin: Origin::DirtyLog,
+        }))
+    }
+
+    /// The samples that a script of (milliseconds, event) gives.
+    fn check(windows: &mut DirtyWindows, script: &[(u64, EventKind)], expected: &[Option<Sample>]) {
+        let samples: Vec<_> = script
+            .iter()
+            .map(|&(time, kind)| windows.handle_event(&at(time, kind)))
+            .filter(Option::is_some)
+            .collect();
+        assert_eq!(samples, expected);
+    }
+
+    #[test]
+    fn the_first_log_is_skipped_and_windows_start_at_the_clear() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (1, log(0, 1000, 1000)),
+            (5, clear(0, 0, 1000)),
+            (105, log(0, 70, 1000)),
+            (110, clear(0, 0, 1000)),
+            (160, log(0, 40, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(100, 70), sample(50, 40)]);
+        assert_eq!(windows.pages_dirty_at_last_sync(), Some(40));
+    }
+
+    #[test]
+    fn slots_add_up_and_the_large_one_sets_the_window() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 900)),
+            (0, register(1 << 16, 100)),
+            (1, log(0, 900, 900)),
+            (1, log(1 << 16, 100, 100)),
+            (10, clear(0, 0, 900)),
+            (60, clear(1 << 16, 0, 100)),
+            (110, log(0, 30, 900)),
+            (110, log(1 << 16, 5, 100)),
+        ];
+        check(&mut windows, &script, &[sample(95, 35)]);
+    }
+
+    #[test]
+    fn parts_of_a_slot_have_their_own_windows() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, log(0, 1000, 1000)),
+            (0, clear(0, 0, 1000)),
+            // The second half is sent, and cleared, later.
+            (100, clear(0, 500, 500)),
+            (200, log(0, 10, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(150, 10)]);
+    }
+
+    #[test]
+    fn what_was_never_cleared_is_not_counted() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, log(0, 1000, 1000)),
+            (0, clear(0, 0, 600)),
+            (100, log(0, 420, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(100, 20)]);
+    }
+
+    #[test]
+    fn without_clears_windows_go_from_read_to_read() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, log(0, 12, 1000)),
+            (50, log(0, 7, 1000)),
+            (150, log(0, 9, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(50, 7), sample(100, 9)]);
+    }
+
+    #[test]
+    fn the_display_alone_is_no_sync() {
+        let mut windows = DirtyWindows::new();
+        windows.expect_ram(1000 * PAGE_BYTES);
+        let script = [
+            (0, register(9, 100)),
+            (0, log(9, 100, 100)),
+            (1, clear(9, 0, 100)),
+            (31, log(9, 3, 100)),
+            (32, register(0, 1000)),
+            (33, log(0, 1000, 1000)),
+            (33, log(9, 3, 100)),
+            (40, clear(0, 0, 1000)),
+            (41, clear(9, 0, 100)),
+            (50, log(9, 3, 100)),
+            (60, log(9, 3, 100)),
+        ];
+        check(&mut windows, &script, &[]);
+        assert_eq!(windows.pages_dirty_at_last_sync(), None);
+    }
+
+    #[test]
+    fn a_lost_log_of_a_small_slot_does_not_lose_the_sync() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, register(1, 10)),
+            (0, log(0, 1000, 1000)),
+            (0, log(1, 10, 10)),
+            (0, clear(0, 0, 1000)),
+            (100, log(0, 50, 1000)),
+        ];
+        check(&mut windows, &script, &[]);
+        let write = EventKind::FileWrite {
+            fd: 3,
+            offset: 0,
+            bytes: 1,
+        };
+        assert_eq!(windows.handle_event(&at(101, write)), None);
+        let soon = Time::from_nanos(110 * MILLISECOND);
+        assert_eq!(windows.flush(soon), None, "it may go on");
+        let later = Time::from_nanos(120 * MILLISECOND);
+        assert_eq!(windows.flush(later), sample(100, 50));
+        assert_eq!(windows.flush(later), None, "once only");
+    }
+
+    #[test]
+    fn a_new_session_starts_over() {
+        let mut windows = DirtyWindows::new();
+        let off = EventKind::SlotRegistered {
+            slot: 0,
+            pages: 1000,
+            user_address: 0,
+            logging: false,
+        };
+        let script = [
+            (0, register(0, 1000)),
+            (0, log(0, 1000, 1000)),
+            (0, clear(0, 0, 1000)),
+            (10, off),
+            (20, register(0, 1000)),
+            (21, log(0, 1000, 1000)),
+            (22, clear(0, 0, 1000)),
+            (72, log(0, 5, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(50, 5)]);
+    }
+
+    #[test]
+    fn windows_end_where_the_guest_stops() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, log(0, 1000, 1000)),
+            (10, clear(0, 0, 1000)),
+            (60, EventKind::GuestStopping),
+            (90, log(0, 5, 1000)),
+            (91, clear(0, 0, 1000)),
+            // Nothing is written while it stands still.
+            (95, log(0, 0, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(50, 5)]);
+        // It runs on at the source, and the next migration begins.
+        let script = [
+            (200, register(0, 1000)),
+            (200, log(0, 1000, 1000)),
+            (210, clear(0, 0, 1000)),
+            (230, log(0, 4, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(20, 4)]);
+    }
+
+    #[test]
+    fn clears_cut_older_parts() {
+        let mut slot = Slot::new(100);
+        let time = Time::from_nanos;
+        slot.clear(0, 100, time(1));
+        slot.clear(20, 10, time(2));
+        slot.clear(25, 50, time(3));
+        slot.clear(90, 1000, time(4));
+        slot.clear(200, 5, time(5));
+        let parts: Vec<_> = slot
+            .cleared
+            .iter()
+            .map(|(&first, part)| (first, part.end, part.cleared_at.as_nanos()))
+            .collect();
+        assert_eq!(
+            parts,
+            [
+                (0, 20, 1),
+                (20, 25, 2),
+                (25, 75, 3),
+                (75, 90, 1),
+                (90, 100, 4)
+            ]
+        );
+    }
+}
