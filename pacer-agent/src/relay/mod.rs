@@ -1,0 +1,8 @@
+//! The relay: QEMU's TCP connections over one QUIC connection.
+
+pub mod channel;
+pub mod control;
+pub mod endpoint;
+pub mod frame;
+pub mod gate;
+pub mod tls;
