@@ -1,0 +1,296 @@
+//! The source's half of the handover, from `completed` on: P3 to P6.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{continue_guest, end_qemu};
+use crate::clock;
+use crate::fault;
+use crate::journal::{Entry, Journal, Step};
+use crate::link::Link;
+use crate::pacing::time::Time;
+use crate::process::ProcessId;
+use crate::qmp::Qmp;
+use crate::relay::frame::{DestinationState, Handover, Message};
+
+/// How long one question may take before the link is taken as gone.
+const ANSWER: Duration = Duration::from_secs(1);
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+const RECONNECT: Duration = Duration::from_millis(500);
+
+/// What the source knows and may use once its QEMU says `completed`.
+pub struct Completed<'a> {
+    /// The link, while it is up.
+    pub link: Option<Link>,
+    /// The source's monitor, where there is one.
+    pub qmp: Option<&'a Qmp>,
+    /// The source's QEMU.
+    pub qemu: ProcessId,
+    /// The journal.
+    pub journal: &'a Journal,
+    /// What the journal holds.
+    pub entry: Entry,
+    /// Who continues the guest at the destination.
+    pub handover: Handover,
+    /// How long the destination is looked for before the guest is taken back.
+    pub status_timeout: Duration,
+    /// How long COMMIT is repeated.
+    pub commit_timeout: Duration,
+    /// Told of each step as it is taken.
+    pub on_step: &'a mut dyn FnMut(&str, Time),
+}
+
+/// How the handover ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest runs at the destination.
+    Arrived {
+        /// Since when, as the source's clock has it.
+        at: Time,
+    },
+    /// The guest runs at the source again.
+    Returned {
+        /// Why.
+        reason: String,
+    },
+    /// The guest is stopped.
+    Stopped {
+        /// On which side it is whole, and what continues it.
+        message: String,
+    },
+}
+
+/// What STATUS led to.
+enum Asked {
+    Loaded,
+    Running,
+    Never(String),
+}
+
+impl Completed<'_> {
+    /// Takes the handover from P3 to its end.
+    pub async fn finish(mut self) -> Ended {
+        if self.entry.step == Step::Start {
+            self.step("P3 source completed");
+            fault::point("source-completed");
+            match self.ask_status().await {
+                Asked::Loaded => {}
+                Asked::Running => return self.arrived().await,
+                Asked::Never(reason) => return self.take_back(&reason).await,
+            }
+            fault::point("source-status");
+            if let Err(error) = self.journal_step(Step::Committing) {
+                return self.take_back(&error).await;
+            }
+            self.step("P4 COMMITTING");
+            fault::point("source-committing");
+        }
+        self.commit().await
+    }
+
+    /// P3: where does the destination stand?
+    async fn ask_status(&mut self) -> Asked {
+        let attempt = self.entry.attempt;
+        let until = clock::now() + self.status_timeout;
+        let mut reason = "the destination says nothing".to_owned();
+        while clock::now() < until {
+            match self.ask(&Message::Status { attempt }).await {
+                Ok(Message::State { state, .. }) => match state {
+                    DestinationState::Loaded => return Asked::Loaded,
+                    DestinationState::Running => return Asked::Running,
+                    DestinationState::Failed { reason } => return Asked::Never(reason),
+                    DestinationState::Loading => {
+                        reason = "the destination does not finish loading".to_owned();
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                },
+                Ok(other) => tracing::debug!(?other, "not an answer to STATUS"),
+                Err(error) => {
+                    reason = error;
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        }
+        Asked::Never(reason)
+    }
+
+    /// P4 and P6: COMMIT, again and again until the destination answers.
+    async fn commit(&mut self) -> Ended {
+        let commit = Message::Commit {
+            attempt: self.entry.attempt,
+            continue_guest: self.entry.continue_guest,
+        };
+        let until = clock::now() + self.commit_timeout;
+        let mut failure = None;
+        let mut told = false;
+        loop {
+            match self.ask(&commit).await {
+                Ok(Message::Running { .. }) => return self.arrived().await,
+                Ok(Message::NeverRan { reason, .. }) => return self.take_back(&reason).await,
+                Ok(Message::State {
+                    state: DestinationState::Failed { reason },
+                    ..
+                }) => failure = Some(reason),
+                Ok(other) => tracing::debug!(?other, "not an answer to COMMIT"),
+                Err(error) => failure = Some(error),
+            }
+            let reason = failure.as_deref().unwrap_or("it gives no answer");
+            if clock::now() >= until {
+                return self.out_of_reach(reason);
+            }
+            if !told {
+                told = true;
+                tracing::warn!(
+                    reason,
+                    "the destination has been given the guest and does not confirm; repeating"
+                );
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    async fn arrived(&mut self) -> Ended {
+        let at = clock::now();
+        self.step("P6 RUNNING");
+        if let Err(error) = self.journal_step(Step::Done) {
+            // COMMITTING already forbids this side to run the guest.
+            tracing::warn!(
+                error,
+                "the journal does not know yet that the guest arrived"
+            );
+        }
+        fault::point("source-done");
+        let done = Message::Done {
+            attempt: self.entry.attempt,
+        };
+        if let Some(mut link) = self.link.take() {
+            // The destination does without after a while.
+            let _ = link.send(&done).await;
+            tokio::time::sleep(ASK_AGAIN).await;
+            link.close().await;
+        }
+        Ended::Arrived { at }
+    }
+
+    /// Runs the guest at the source again: the destination never may.
+    async fn take_back(&mut self, reason: &str) -> Ended {
+        let Some(qmp) = self.qmp else {
+            return Ended::Stopped {
+                message: format!(
+                    "the destination did not take the guest ({reason}); it is whole and stopped \
+                     at the source, process {}: type `cont` in its monitor, after the \
+                     destination's QEMU has been ended",
+                    self.qemu.pid
+                ),
+            };
+        };
+        if self.handover != Handover::Pacer {
+            return Ended::Stopped {
+                message: format!(
+                    "the destination cannot be asked ({reason}), and Pacer does not continue the \
+                     guest there: see whether it runs at the destination; only if it does not, \
+                     end that QEMU and type `cont` in the source's monitor"
+                ),
+            };
+        }
+        if let Err(error) = self.journal_step(Step::Returned) {
+            return Ended::Stopped { message: error };
+        }
+        self.step("P3 taken back");
+        let continued = match self.entry.continue_guest {
+            true => continue_guest(qmp).await,
+            false => Ok(()),
+        };
+        self.tell_abort(reason).await;
+        match continued {
+            Ok(()) => Ended::Returned {
+                reason: reason.to_owned(),
+            },
+            Err(error) => Ended::Stopped {
+                message: format!(
+                    "the guest is whole at the source and does not go on there ({error}); type \
+                     `cont` in its monitor"
+                ),
+            },
+        }
+    }
+
+    async fn tell_abort(&mut self, reason: &str) {
+        let abort = Message::Abort {
+            attempt: self.entry.attempt,
+            reason: reason.to_owned(),
+        };
+        // It stays paused for good if it does not hear it.
+        let _ = self.ask(&abort).await;
+    }
+
+    fn out_of_reach(&self, reason: &str) -> Ended {
+        Ended::Stopped {
+            message: format!(
+                "the guest was handed over to the destination ({address}), which does not confirm \
+                 ({reason}). It is stopped here and will not run here again. On the destination's \
+                 host: pacer resolve --qmp PATH. Only if the destination's host is certainly \
+                 dead, here: pacer resolve --qmp PATH --peer-is-dead",
+                address = self.entry.reach.address
+            ),
+        }
+    }
+
+    /// Sends `message`, over a new link if the old one is gone, and returns the
+    /// answer. A link that gives none is given up.
+    async fn ask(&mut self, message: &Message) -> Result<Message, String> {
+        let mut link = match self.link.take() {
+            Some(link) => link,
+            None => {
+                let connecting = Link::connect(&self.entry.reach, self.entry.attempt, true);
+                let (link, _) = tokio::time::timeout(ANSWER, connecting)
+                    .await
+                    .map_err(|_| "no connection to its agent".to_owned())?
+                    .map_err(|error| error.to_string())?;
+                link
+            }
+        };
+        link.send(message)
+            .await
+            .map_err(|error| error.to_string())?;
+        if matches!(message, Message::Commit { .. }) {
+            // What QUIC has taken is sent by a task of its own.
+            tokio::task::yield_now().await;
+            fault::point("source-commit-sent");
+        }
+        let answer = link
+            .next_within(ANSWER)
+            .await
+            .map_err(|error| error.to_string())?;
+        self.link = Some(link);
+        Ok(answer)
+    }
+
+    fn journal_step(&mut self, step: Step) -> Result<(), String> {
+        let next = Entry {
+            step,
+            ..self.entry.clone()
+        };
+        self.journal
+            .write(&next)
+            .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+        self.entry = next;
+        Ok(())
+    }
+
+    fn step(&mut self, name: &str) {
+        (self.on_step)(name, clock::now());
+    }
+}
+
+/// Ends the source's QEMU, whose guest runs at the destination.
+pub async fn quit_source(qmp: &Qmp, qemu: ProcessId, attempt: Uuid) {
+    if !end_qemu(Some(qmp), qemu).await {
+        tracing::warn!(
+            pid = qemu.pid,
+            %attempt,
+            "the source's QEMU does not end; its guest runs at the destination: end it by hand"
+        );
+    }
+}
