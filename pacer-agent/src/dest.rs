@@ -1,0 +1,601 @@
+//! `pacer dest`: the destination's event loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::address::Address;
+use crate::cli::DestArgs;
+use crate::exit::{Exit, Failure};
+use crate::fault;
+use crate::handover::destination::Destination;
+use crate::identity::Identity;
+use crate::journal::{Reach, Step};
+use crate::metrics::Metrics;
+use crate::pacing::token_bucket::Rate;
+use crate::relay::channel::{self, Counters, Shared};
+use crate::relay::control::{self, ControlError, Receiver, Sender};
+use crate::relay::endpoint;
+use crate::relay::frame::{DestinationState, Message, Preface, VERSION};
+use crate::relay::gate::Gate;
+use crate::relay::tls::PinnedPeer;
+use crate::shutdown::Signals;
+
+/// How long the source has to say that nothing more will come.
+const DONE_TIMEOUT: Duration = Duration::from_secs(10);
+const REMIND: Duration = Duration::from_secs(30);
+/// Handshakes under way at once; more are refused, so that strangers cannot
+/// fill the memory.
+const MOST_HANDSHAKES: usize = 16;
+
+/// Something the loop must act on.
+enum Event {
+    /// The pinned peer connected and said hello.
+    Peer(Box<Peer>),
+    /// A message on the connection of this number.
+    Message(u64, Message),
+    /// That connection is gone.
+    Lost(u64, ControlError),
+    /// Something happened on a channel.
+    Channel(channel::Event),
+    /// QEMU was connected to: the guest is on its way.
+    Opened,
+    /// QEMU could not be connected to.
+    Unreachable(String),
+    /// QEMU ended.
+    QemuEnded,
+}
+
+/// A connection from the source.
+struct Peer {
+    connection: Connection,
+    sender: Sender,
+    receiver: Receiver,
+    attempt: Uuid,
+    resume: bool,
+}
+
+/// The connection in use.
+struct Link {
+    number: u64,
+    connection: Connection,
+    sender: Sender,
+    tasks: JoinSet<()>,
+}
+
+struct Dest {
+    destination: Destination,
+    forward: Address,
+    events: UnboundedSender<Event>,
+    link: Option<Link>,
+    links: u64,
+    /// A channel reached QEMU: the guest is on its way.
+    under_way: bool,
+    arrived: bool,
+    shared: Shared,
+    metrics: Arc<Metrics>,
+}
+
+/// Runs the destination's agent until the guest has arrived or is given up.
+///
+/// # Errors
+///
+/// If nothing could be started.
+pub async fn run(args: DestArgs, signals: &mut Signals) -> Result<Exit, Failure> {
+    let identity = Identity::load(&args.agent.identity).map_err(anyhow::Error::new)?;
+    let reach = Reach::new(&args.listen, &args.agent.identity, args.agent.peer);
+    let pinned = PinnedPeer::new(args.agent.peer);
+    let endpoint = endpoint::listen(&args.listen, &identity, &pinned)
+        .await
+        .map_err(anyhow::Error::new)?;
+    let metrics = Arc::new(Metrics::new("destination").map_err(anyhow::Error::new)?);
+    let _server = crate::http::serve_if(args.agent.metrics.as_deref(), &metrics).await?;
+    let destination =
+        Destination::prepare(args.qmp.as_deref(), args.handover, &args.forward, reach).await?;
+    let address = endpoint.local_addr().map_err(anyhow::Error::new)?;
+    tracing::info!(
+        %address,
+        fingerprint = %identity.fingerprint,
+        handover = ?args.handover,
+        "waiting for the source's agent"
+    );
+    if args.handover == crate::relay::frame::Handover::Qemu {
+        tracing::warn!(
+            "--handover qemu: QEMU starts the guest by itself; a fault between load and \
+             acknowledgement lets it run twice"
+        );
+    }
+    let exit = serve(
+        &endpoint,
+        &pinned,
+        destination,
+        args.forward,
+        metrics,
+        signals,
+    )
+    .await;
+    endpoint.close(0_u32.into(), b"done");
+    // Lets the close reach the peer; it times out by itself otherwise.
+    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    Ok(exit)
+}
+
+/// Takes `destination`, whose guest was loaded before, through the end of its
+/// handover, if the source calls within `patience`. For `pacer resolve`.
+///
+/// # Errors
+///
+/// If its address cannot be listened on.
+pub async fn finish(
+    destination: Destination,
+    patience: Duration,
+    signals: &mut Signals,
+) -> Result<Exit, Failure> {
+    let reach = destination.reach().clone();
+    let identity = Identity::load(&reach.identity).map_err(anyhow::Error::new)?;
+    let peer = reach
+        .peer()
+        .ok_or_else(|| Failure::not_started("the journal names no peer"))?;
+    let pinned = PinnedPeer::new(peer);
+    let endpoint = endpoint::listen(&reach.address, &identity, &pinned)
+        .await
+        .map_err(anyhow::Error::new)?;
+    let metrics = Arc::new(Metrics::new("destination").map_err(anyhow::Error::new)?);
+    // Nothing is forwarded any more: the guest is loaded.
+    let nowhere = Address::Unix("/nonexistent".into());
+    let serving = serve(&endpoint, &pinned, destination, nowhere, metrics, signals);
+    let exit = tokio::time::timeout(patience, serving)
+        .await
+        .unwrap_or(Exit::Stopped);
+    endpoint.close(0_u32.into(), b"done");
+    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    Ok(exit)
+}
+
+async fn serve(
+    endpoint: &Endpoint,
+    pinned: &Arc<PinnedPeer>,
+    destination: Destination,
+    forward: Address,
+    metrics: Arc<Metrics>,
+    signals: &mut Signals,
+) -> Exit {
+    let (events, mut inbox) = unbounded_channel();
+    let (channel_events, channel_inbox) = unbounded_channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(accept_peers(
+        endpoint.clone(),
+        Arc::clone(pinned),
+        events.clone(),
+    ));
+    tasks.spawn(forward_channel_events(channel_inbox, events.clone()));
+    if let Some(qemu) = destination.qemu() {
+        let events = events.clone();
+        tasks.spawn(async move {
+            qemu.ended().await;
+            let _ = events.send(Event::QemuEnded);
+        });
+    }
+    let arrived = destination.step() == Some(Step::Running);
+    let mut dest = Dest {
+        destination,
+        forward,
+        events,
+        link: None,
+        links: 0,
+        under_way: false,
+        arrived,
+        shared: Shared {
+            gate: Arc::new(Gate::new(Rate::Open)),
+            counters: Arc::new(Counters::default()),
+            abort: CancellationToken::new(),
+            events: channel_events,
+        },
+        metrics,
+    };
+    let mut remind = tokio::time::interval(REMIND);
+    remind.reset();
+    let mut had_arrived = false;
+    loop {
+        let exit = tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => dest.handle_event(event).await,
+                None => Some(Exit::NotStarted),
+            },
+            name = signals.next() => Some(dest.handle_signal(name).await),
+            _ = remind.tick() => dest.handle_reminder().await,
+        };
+        dest.metrics.set_bytes(dest.shared.counters.snapshot());
+        if dest.arrived && !had_arrived {
+            had_arrived = true;
+            remind.reset_after(DONE_TIMEOUT);
+        }
+        if let Some(exit) = exit {
+            return exit;
+        }
+    }
+}
+
+impl Dest {
+    async fn handle_event(&mut self, event: Event) -> Option<Exit> {
+        match event {
+            Event::Peer(peer) => self.handle_peer(*peer).await,
+            Event::Message(number, message) if self.is_current(number) => {
+                self.handle_message(message).await
+            }
+            Event::Lost(number, error) if self.is_current(number) => self.handle_lost(&error).await,
+            Event::Message(..) | Event::Lost(..) => None,
+            Event::Channel(event) => self.handle_channel(event).await,
+            Event::Opened => {
+                self.under_way = true;
+                fault::point("destination-channel");
+                None
+            }
+            Event::Unreachable(reason) => {
+                tracing::error!(reason, "QEMU cannot be connected to");
+                self.fail(&reason).await
+            }
+            Event::QemuEnded if self.arrived => Some(Exit::Success),
+            Event::QemuEnded => {
+                tracing::error!("the destination's QEMU ended");
+                self.fail("the destination's QEMU ended").await;
+                Some(Exit::Returned)
+            }
+        }
+    }
+
+    fn is_current(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+
+    async fn handle_peer(&mut self, peer: Peer) -> Option<Exit> {
+        let Peer {
+            connection,
+            mut sender,
+            receiver,
+            attempt,
+            resume,
+        } = peer;
+        if self.link.is_some() && self.destination.attempt() != Some(attempt) {
+            let reason = "this agent is serving another migration".to_owned();
+            let _ = sender.send(&Message::Refused { reason }).await;
+            return None;
+        }
+        let reply = match self.destination.begin(attempt, resume).await {
+            Ok(ready) => ready,
+            Err(reason) => {
+                tracing::warn!(reason, "the source is refused");
+                let _ = sender.send(&Message::Refused { reason }).await;
+                return None;
+            }
+        };
+        if sender.send(&reply).await.is_err() {
+            return None;
+        }
+        tracing::info!(peer = %connection.remote_address(), %attempt, resume, "the source's agent is here");
+        fault::point("destination-ready");
+        self.links += 1;
+        let number = self.links;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(read_messages(number, receiver, self.events.clone()));
+        tasks.spawn(accept_channels(
+            connection.clone(),
+            self.forward.clone(),
+            self.shared.clone(),
+            self.events.clone(),
+        ));
+        self.link = Some(Link {
+            number,
+            connection,
+            sender,
+            tasks,
+        });
+        None
+    }
+
+    async fn handle_message(&mut self, message: Message) -> Option<Exit> {
+        let reply = match message {
+            Message::Status { attempt } => Message::State {
+                attempt,
+                state: self.destination.state().await,
+            },
+            Message::Commit {
+                attempt,
+                continue_guest,
+            } => {
+                tracing::info!(%attempt, "the guest is handed over to this side");
+                self.destination.commit(attempt, continue_guest).await
+            }
+            Message::Abort { attempt, reason } => return self.handle_abort(attempt, reason).await,
+            Message::Done { .. } if self.arrived => return Some(Exit::Success),
+            other => {
+                tracing::warn!(?other, "a message that does not belong here");
+                return None;
+            }
+        };
+        self.reply(&reply).await;
+        if matches!(reply, Message::State { .. }) {
+            fault::point("destination-status");
+        }
+        match reply {
+            Message::Running { .. } if !self.arrived => {
+                self.arrived = true;
+                tracing::info!("the guest runs here");
+                fault::point("destination-running");
+                self.metrics.set_outcome("completed");
+                self.destination.settle().await;
+            }
+            Message::NeverRan { .. } => return Some(Exit::Returned),
+            _ => {}
+        }
+        None
+    }
+
+    async fn handle_abort(&mut self, attempt: Uuid, reason: String) -> Option<Exit> {
+        if self.destination.attempt() != Some(attempt) {
+            return None;
+        }
+        tracing::info!(reason, "the guest stays at the source");
+        if !self.under_way && self.destination.state().await == DestinationState::Loading {
+            // Nothing has reached QEMU: it may wait for the next attempt.
+            self.reply(&Message::Aborted { attempt }).await;
+            self.link = None;
+            return None;
+        }
+        self.shared.abort.cancel();
+        if !self.destination.abort().await {
+            tracing::error!("the source gives up a guest that was handed over; it stays here");
+            return None;
+        }
+        self.reply(&Message::Aborted { attempt }).await;
+        self.metrics.set_outcome("returned");
+        Some(Exit::Returned)
+    }
+
+    async fn handle_lost(&mut self, error: &ControlError) -> Option<Exit> {
+        if let Some(mut link) = self.link.take() {
+            link.tasks.abort_all();
+            link.connection.close(0_u32.into(), b"");
+        }
+        if self.arrived {
+            return None;
+        }
+        match self.destination.state().await {
+            DestinationState::Loaded => {
+                tracing::warn!(
+                    reason = %error,
+                    "the guest is loaded and paused here; waiting for the source to hand it over"
+                );
+                None
+            }
+            DestinationState::Loading if !self.under_way => {
+                tracing::info!(reason = %error, "the source's agent is gone; waiting for the next");
+                None
+            }
+            _ => {
+                tracing::warn!(reason = %error, "the migration broke; the guest stays at the source");
+                self.fail(&error.to_string()).await
+            }
+        }
+    }
+
+    async fn handle_channel(&mut self, event: channel::Event) -> Option<Exit> {
+        match event {
+            channel::Event::Seen(_) => {}
+            channel::Event::Shut { value } => {
+                self.destination.handle_shut(value);
+                fault::point("destination-shut");
+            }
+            channel::Event::Finished => tracing::debug!("QEMU's connection ended in order"),
+            channel::Event::Reset { reason } => {
+                let state = self.destination.state().await;
+                tracing::debug!(reason, ?state, "QEMU's connection was reset");
+                if !matches!(state, DestinationState::Loaded | DestinationState::Running) {
+                    return self.fail(&reason).await;
+                }
+            }
+        }
+        None
+    }
+
+    /// This attempt will not succeed: tells the source, and ends a QEMU that is
+    /// of no more use. A guest that was handed over is never given up.
+    async fn fail(&mut self, reason: &str) -> Option<Exit> {
+        let attempt = self.destination.attempt()?;
+        self.shared.abort.cancel();
+        if !self.destination.abort().await && self.destination.step() != Some(Step::Aborted) {
+            return None;
+        }
+        let state = DestinationState::Failed {
+            reason: reason.to_owned(),
+        };
+        self.reply(&Message::State { attempt, state }).await;
+        self.metrics.set_outcome("returned");
+        Some(Exit::Returned)
+    }
+
+    async fn handle_signal(&mut self, name: &str) -> Exit {
+        tracing::info!("{name}: ending");
+        if self.arrived {
+            return Exit::Success;
+        }
+        match self.destination.state().await {
+            DestinationState::Loaded => {
+                tracing::warn!(
+                    "the guest is loaded and paused here and was not handed over; to go on with \
+                     it, start `pacer dest` again with the same options or `pacer resolve --qmp`"
+                );
+                Exit::Stopped
+            }
+            _ if self.under_way => {
+                self.fail("the destination's agent was told to end").await;
+                Exit::Returned
+            }
+            _ => Exit::NotStarted,
+        }
+    }
+
+    /// Once the guest runs the source has 10 s to say that it is done; else
+    /// people are told what is waited for.
+    async fn handle_reminder(&mut self) -> Option<Exit> {
+        if self.arrived {
+            return Some(Exit::Success);
+        }
+        if self.link.is_none() && self.destination.state().await == DestinationState::Loaded {
+            tracing::warn!(
+                "the guest is loaded and paused here; still waiting for the source's word. If \
+                 the source's host is certainly dead: pacer resolve --qmp PATH --peer-is-dead"
+            );
+        }
+        None
+    }
+
+    async fn reply(&mut self, message: &Message) {
+        let Some(link) = &mut self.link else { return };
+        if let Err(error) = link.sender.send(message).await {
+            tracing::warn!(%error, ?message, "an answer did not reach the source");
+        }
+    }
+}
+
+async fn accept_peers(endpoint: Endpoint, pinned: Arc<PinnedPeer>, events: UnboundedSender<Event>) {
+    let mut handshakes = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        while handshakes.try_join_next().is_some() {}
+        if handshakes.len() >= MOST_HANDSHAKES {
+            incoming.refuse();
+            continue;
+        }
+        let (events, pinned) = (events.clone(), Arc::clone(&pinned));
+        handshakes.spawn(async move {
+            let from = incoming.remote_address();
+            match greet(incoming).await {
+                Ok(peer) => {
+                    let _ = events.send(Event::Peer(Box::new(peer)));
+                }
+                Err(reason) => match pinned.refused() {
+                    Some(shown) => tracing::warn!(
+                        %from,
+                        "a stranger was refused: its fingerprint is {shown}; if it is the \
+                         source's agent, start again with --peer {shown}"
+                    ),
+                    None => tracing::warn!(%from, reason, "a connection was refused"),
+                },
+            }
+        });
+    }
+}
+
+async fn greet(incoming: quinn::Incoming) -> Result<Peer, String> {
+    let connection = incoming.await.map_err(|error| endpoint::explain(&error))?;
+    let (mut sender, mut receiver) = control::accept(&connection)
+        .await
+        .map_err(|error| error.to_string())?;
+    let hello = receiver
+        .next_within(control::PREFACE_TIMEOUT)
+        .await
+        .map_err(|error| error.to_string())?;
+    match hello {
+        Message::Hello {
+            version: VERSION,
+            attempt,
+            resume,
+        } => Ok(Peer {
+            connection,
+            sender,
+            receiver,
+            attempt,
+            resume,
+        }),
+        Message::Hello { version, .. } => {
+            let reason = format!(
+                "the source's agent speaks version {version} of the protocol, this one version \
+                 {VERSION}; bring both to the same release"
+            );
+            let refusal = Message::Refused {
+                reason: reason.clone(),
+            };
+            let _ = sender.send(&refusal).await;
+            sender.finish(Duration::from_secs(1)).await;
+            Err(reason)
+        }
+        other => Err(format!("it began with {other:?}")),
+    }
+}
+
+async fn read_messages(number: u64, mut receiver: Receiver, events: UnboundedSender<Event>) {
+    loop {
+        let event = match receiver.next().await {
+            Ok(message) => Event::Message(number, message),
+            Err(error) => {
+                let _ = events.send(Event::Lost(number, error));
+                return;
+            }
+        };
+        if events.send(event).is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward_channel_events(
+    mut inbox: UnboundedReceiver<channel::Event>,
+    events: UnboundedSender<Event>,
+) {
+    while let Some(event) = inbox.recv().await {
+        if events.send(Event::Channel(event)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Opens QEMU's connections one after another, in the order in which the
+/// source accepted them: QEMU 7.2 takes the first it accepts for the main one.
+async fn accept_channels(
+    connection: Connection,
+    forward: Address,
+    shared: Shared,
+    events: UnboundedSender<Event>,
+) {
+    // Channels end with their connection: they are this task's children.
+    let mut channels = JoinSet::new();
+    while let Ok(quic) = connection.accept_bi().await {
+        match open_channel(quic, &forward).await {
+            Ok((stream, quic)) => {
+                let _ = events.send(Event::Opened);
+                channels.spawn(channel::run_destination(stream, quic, shared.clone()));
+            }
+            Err(reason) => {
+                let _ = events.send(Event::Unreachable(reason));
+                return;
+            }
+        }
+    }
+    while channels.join_next().await.is_some() {}
+}
+
+async fn open_channel(
+    (send, mut recv): (SendStream, RecvStream),
+    forward: &Address,
+) -> Result<(crate::address::Stream, (SendStream, RecvStream)), String> {
+    let preface = tokio::time::timeout(control::PREFACE_TIMEOUT, control::read_preface(&mut recv))
+        .await
+        .map_err(|_| "a channel that says nothing".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let Some(Preface::Channel(index)) = preface else {
+        return Err("a stream of an unknown kind".to_owned());
+    };
+    let stream = forward.connect().await.map_err(|error| {
+        format!(
+            "the destination's QEMU does not listen at {forward} ({error}); is --forward the \
+             address its -incoming has?"
+        )
+    })?;
+    tracing::info!(index, %forward, "QEMU is connected");
+    Ok((stream, (send, recv)))
+}

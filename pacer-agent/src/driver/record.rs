@@ -1,0 +1,193 @@
+//! What is kept for the report, the metrics and the person who watches.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock;
+use crate::metrics::Metrics;
+use crate::pacing::controller::{Objective, Verdict};
+use crate::pacing::session::{Action, Session};
+use crate::pacing::time::Time;
+use crate::probe::Probe;
+use crate::progress::{Progress, View};
+use crate::report::{self, Outcome, Report, Step, limited};
+use crate::source::Prepared;
+use crate::units::{from_f64, show_seconds};
+
+/// Windows at which the dirty curve is shown.
+const WINDOWS: [(&str, f64); 3] = [("0.1", 0.1), ("1", 1.0), ("10", 10.0)];
+const PAGE_BYTES: f64 = 4096.0;
+
+/// The record of one migration.
+pub(super) struct Record {
+    pub(super) report: Report,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) progress: Progress,
+    pub(super) t0: Time,
+}
+
+impl Record {
+    pub(super) fn new(prepared: &Prepared, objective: Objective, now: Time) -> Self {
+        let limit = prepared.args.downtime_limit.as_secs_f64();
+        let mut report = Report::new(clock::wall(), limit);
+        report.deadline_seconds = objective.deadline().map(|deadline| deadline.as_secs_f64());
+        report.qemu.destination_version = prepared.ready.qemu_version.clone();
+        if let Some(monitored) = &prepared.monitored {
+            report.qemu.source_version = Some(monitored.qmp.version());
+            report.qemu.accelerator = Some(monitored.accelerator.word().to_owned());
+        }
+        Self {
+            report,
+            metrics: Arc::clone(&prepared.metrics),
+            progress: Progress::new(now),
+            t0: now,
+        }
+    }
+
+    /// Seconds since t0.
+    pub(super) fn seconds(&self, at: Time) -> f64 {
+        at.since(self.t0).as_secs_f64()
+    }
+
+    /// t0 is now.
+    pub(super) fn start(&mut self, t0: Time, objective: Objective) {
+        self.t0 = t0;
+        self.report.started_at = clock::wall().to_string();
+        self.report.deadline_seconds = objective.deadline().map(|deadline| deadline.as_secs_f64());
+    }
+
+    /// A step of the handover.
+    pub(super) fn step(&mut self, name: &str, at: Time) {
+        tracing::info!("{name}");
+        let at_seconds = self.seconds(at);
+        self.report.handover.push(Step {
+            at_seconds,
+            step: name.to_owned(),
+        });
+    }
+
+    /// Keeps what the session did.
+    pub(super) fn action(&mut self, action: &Action, session: &Session, now: Time) {
+        match action {
+            Action::SetRate {
+                bytes_per_second,
+                reason,
+            } => self.rate(*bytes_per_second, reason.to_string(), session, now),
+            Action::OpenBucket { reason } => {
+                self.rate(u64::MAX, reason.to_string(), session, now);
+            }
+            Action::Forecast(forecast) => {
+                self.metrics.set_forecast(
+                    forecast.finish_seconds,
+                    forecast.downtime_seconds,
+                    forecast.verdict.word(),
+                );
+                self.verdict(forecast.verdict, forecast.earliest_feasible_seconds);
+                self.report.forecasts.push((*forecast).into());
+            }
+            Action::Verdict {
+                verdict,
+                earliest_feasible,
+                reason,
+            } => {
+                let earliest = earliest_feasible.map(|at| at.as_secs_f64());
+                self.verdict(*verdict, earliest);
+                self.say_verdict(*verdict, earliest, &reason.to_string());
+            }
+            Action::PassEnded(pass) => self.report.passes.push((*pass).into()),
+        }
+    }
+
+    pub(super) fn rate(&mut self, rate: u64, reason: String, session: &Session, now: Time) {
+        tracing::debug!(rate, reason, "rate");
+        let at_seconds = self.seconds(now);
+        self.metrics.set_rates(Some(rate), session.achieved_rate());
+        self.report.rates.push(report::Rate {
+            at_seconds,
+            commanded_bytes_per_second: limited(rate),
+            achieved_bytes_per_second: session.achieved_rate().map(from_f64),
+            reason,
+        });
+    }
+
+    fn verdict(&mut self, verdict: Verdict, earliest_seconds: Option<f64>) {
+        self.report.verdict = verdict.word();
+        self.report.earliest_feasible_seconds = earliest_seconds;
+    }
+
+    fn say_verdict(&self, verdict: Verdict, earliest_seconds: Option<f64>, reason: &str) {
+        let Some(deadline) = self.report.deadline_seconds else {
+            return;
+        };
+        let deadline = show_seconds(deadline);
+        match (verdict, earliest_seconds) {
+            (Verdict::Feasible, _) => {
+                self.progress
+                    .say(&format!("feasible: arrives at {deadline} ({reason})"));
+            }
+            (Verdict::Infeasible, Some(earliest)) => tracing::warn!(
+                "the deadline of {deadline} cannot be met; the earliest feasible finish is at {}",
+                show_seconds(earliest)
+            ),
+            (Verdict::Infeasible, None) => tracing::warn!(
+                "the deadline of {deadline} cannot be met: at the highest rate allowed the guest \
+                 dirties its memory faster than it is copied"
+            ),
+            (Verdict::Unknown, _) => tracing::info!("not enough is seen yet for a verdict"),
+        }
+    }
+
+    /// Shows how it goes.
+    pub(super) fn show(&mut self, session: &Session, now: Time) {
+        let elapsed_seconds = self.seconds(now);
+        let deadline_seconds = self.report.deadline_seconds;
+        self.metrics
+            .set_progress(session.percent(), elapsed_seconds, deadline_seconds);
+        self.metrics
+            .set_rates(session.rate(), session.achieved_rate());
+        for (name, seconds) in WINDOWS {
+            if let Some(pages) = session
+                .dirty_curve()
+                .pages(Duration::from_secs_f64(seconds))
+            {
+                self.metrics
+                    .set_dirty_rate(name, pages * PAGE_BYTES / seconds);
+            }
+        }
+        let view = View {
+            phase: session.phase(),
+            percent: session.percent(),
+            elapsed_seconds,
+            deadline_seconds,
+            finish_seconds: session.eta(),
+            commanded: session.rate(),
+            achieved: session.achieved_rate(),
+            verdict: session.verdict().word(),
+        };
+        self.progress.show(&view, now);
+    }
+
+    /// Keeps what the probe did.
+    pub(super) fn probe(&mut self, probe: &mut Option<Probe>) {
+        if let Some(probe) = probe {
+            let counters = probe.counters();
+            self.report.probe = report::Probe {
+                attached: true,
+                events: counters.events,
+                lost_events: counters.lost_events,
+                run_ns: counters.run_ns,
+                run_count: counters.run_count,
+            };
+            self.metrics.set_probe(self.report.probe);
+        }
+    }
+
+    /// The migration ended.
+    pub(super) fn end(&mut self, outcome: Outcome, reason: Option<String>) {
+        self.report.outcome = outcome;
+        self.report.reason = reason;
+        self.report.finished_at = clock::wall().to_string();
+        self.metrics.set_outcome(outcome.word());
+        self.progress.clear();
+    }
+}
