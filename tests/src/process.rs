@@ -1,0 +1,145 @@
+//! Child processes that end with the value that owns them, and waiting for a
+//! condition.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often a condition is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How much of a log an error shows, in bytes.
+const LOG_TAIL_BYTES: usize = 4000;
+
+/// A child that is killed and reaped on drop.
+#[derive(Debug)]
+pub struct OwnedChild {
+    child: Child,
+}
+
+impl OwnedChild {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        Ok(Self {
+            child: command.spawn()?,
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its exit status; `None` while it runs.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Waits until it has ended, and no longer than `timeout`.
+    ///
+    /// # Errors
+    /// It still runs then.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        wait_until("the process ends", timeout, || Ok(self.child.try_wait()?))
+    }
+
+    /// Ends it with SIGKILL and reaps it; nothing if it has ended.
+    pub fn kill9(&mut self) {
+        // Both fail only for a child that is already reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends SIGINT.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn sigint(&self) -> Result<()> {
+        self.signal(Signal::INT)
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn sigterm(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), signal)?;
+        Ok(())
+    }
+}
+
+impl Drop for OwnedChild {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// The exit code, or 128 and the signal, as a shell has it.
+#[must_use]
+pub fn exit_code(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// Asks `condition` until it gives a value.
+///
+/// # Errors
+/// The condition failed, or gave none within `timeout`; `what` names it.
+pub fn wait_until<T>(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition()? {
+            return Ok(value);
+        }
+        if start.elapsed() > timeout {
+            bail!("waited {timeout:?} in vain until {what}");
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// A log file as text; empty where there is none.
+#[must_use]
+pub fn read_log(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// The end of a log file, for an error.
+#[must_use]
+pub fn log_tail(path: &Path) -> String {
+    let log = read_log(path);
+    let from = log.len().saturating_sub(LOG_TAIL_BYTES);
+    let from = (from..=log.len())
+        .find(|&at| log.is_char_boundary(at))
+        .unwrap_or(0);
+    format!("--- {}\n{}", path.display(), &log[from..])
+}
+
+/// A TCP port of the loopback that nobody listens at now.
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> io::Result<u16> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    Ok(listener.local_addr()?.port())
+}

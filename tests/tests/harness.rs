@@ -1,0 +1,167 @@
+//! The harness on its own: guests moved by plain QEMU, without Pacer, arrive
+//! whole, and what is not whole is noticed.
+#![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use pacer_tests::guest::bare::BareGuest;
+use pacer_tests::guest::linux::{LinuxGuest, LinuxWork, check_heartbeats};
+use pacer_tests::process::{free_port, wait_until};
+use pacer_tests::qemu::{Accel, QemuInstall, QemuVersion};
+use pacer_tests::vm::{Guest, Incoming, Vm, VmOptions};
+use serde_json::json;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const BARE: BareGuest = BareGuest {
+    ram_mib: 128,
+    fill_mib: 64,
+    working_set_pages: 2000,
+    pages_per_second: 2000,
+};
+
+fn options(guest: Guest) -> Result<VmOptions> {
+    let qemu = QemuInstall::find(QemuVersion::from_env()?)?;
+    Ok(VmOptions::new(guest, qemu, Accel::detect()?))
+}
+
+/// QEMU to QEMU over TCP; returns the destination, running.
+fn migrate(source: &Vm, options: &VmOptions) -> Result<Vm> {
+    let port = free_port()?;
+    let incoming = Incoming::Tcp {
+        host: "127.0.0.1".to_owned(),
+        port,
+    };
+    let destination = Vm::start(&options.destination(incoming))?;
+    source.qmp("migrate", json!({"uri": format!("tcp:127.0.0.1:{port}")}))?;
+    wait_until("the migration completes", TIMEOUT, || {
+        let status = source.migration_status()?;
+        anyhow::ensure!(status != "failed", "{}", destination.logs());
+        Ok((status == "completed").then_some(()))
+    })?;
+    destination.wait_status("running", TIMEOUT)?;
+    Ok(destination)
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_bare_guest_arrives_whole_and_goes_on() -> Result<()> {
+    let options = options(Guest::Bare(BARE))?;
+    let source = Vm::start(&options)?;
+    source.wait_started(TIMEOUT)?;
+    let before = source.verify_bare(&BARE)?;
+    let destination = migrate(&source, &options)?;
+    let at_stop = BARE.verify(&source.pmemsave(BARE.used_bytes())?)?;
+    let goes_on = || anyhow::Ok(BARE.state(&destination.pmemsave(BARE.used_bytes())?)?);
+    wait_until("the guest writes at the destination", TIMEOUT, || {
+        Ok((goes_on()?.total_writes > at_stop.total_writes + 1000).then_some(()))
+    })?;
+    let after = destination.verify_bare(&BARE)?;
+    assert!(before.total_writes < at_stop.total_writes);
+    assert!(at_stop.total_writes < after.total_writes);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_byte_changed_behind_the_guests_back_is_noticed() -> Result<()> {
+    let address = BARE.used_bytes() - 5;
+    let mut options = options(Guest::Bare(BARE))?;
+    let port = free_port()?;
+    options.extra_args = ["-gdb", &format!("tcp:127.0.0.1:{port}")]
+        .map(Into::into)
+        .to_vec();
+    let source = Vm::start(&options)?;
+    source.wait_started(TIMEOUT)?;
+    source.verify_bare(&BARE)?;
+    source.qmp("stop", json!({}))?;
+    gdb_write_zero(port, address)?;
+    let fault = source.verify_bare(&BARE).unwrap_err();
+    assert!(
+        fault
+            .to_string()
+            .contains(&format!("{:#x}", address & !0xFFF)),
+        "{fault:#}"
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_bare_guest_moves_to_a_newer_qemu() -> Result<()> {
+    let source_options = options(Guest::Bare(BARE))?;
+    let mut destination_options = source_options.clone();
+    destination_options.qemu = QemuInstall::find(QemuVersion::System)?;
+    let source = Vm::start(&source_options)?;
+    source.wait_started(TIMEOUT)?;
+    let destination = migrate(&source, &destination_options)?;
+    let at_stop = BARE.verify(&source.pmemsave(BARE.used_bytes())?)?;
+    assert!(destination.verify_bare(&BARE)?.total_writes >= at_stop.total_writes);
+    Ok(())
+}
+
+/// Writes a zero byte to guest memory by GDB's remote protocol.
+fn gdb_write_zero(port: u16, address: u64) -> Result<()> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let packet = format!("M{address:x},1:00");
+    let sum = packet.bytes().fold(0_u8, u8::wrapping_add);
+    write!(stream, "${packet}#{sum:02x}")?;
+    let mut answer = [0; 7];
+    stream.read_exact(&mut answer)?;
+    anyhow::ensure!(
+        &answer == b"+$OK#9a",
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn the_bare_guest_keeps_its_pace() -> Result<()> {
+    const SECONDS: u32 = 3;
+    let source = Vm::start(&options(Guest::Bare(BARE))?)?;
+    source.wait_started(TIMEOUT)?;
+    let writes = || {
+        anyhow::Ok(
+            BARE.state(&source.pmemsave(BARE.used_bytes())?)?
+                .total_writes,
+        )
+    };
+    let start = std::time::Instant::now();
+    let begun = writes()?;
+    let due = u64::from(SECONDS * BARE.pages_per_second);
+    wait_until("it has written its pages", TIMEOUT, || {
+        Ok((writes()? - begun > due).then_some(()))
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(
+        (seconds - f64::from(SECONDS)).abs() < 0.5,
+        "{seconds} s for {SECONDS} s of pages"
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_linux_guest_arrives_whole_and_goes_on() -> Result<()> {
+    let work = LinuxWork {
+        ram_mib: 256,
+        fill_mib: 32,
+        working_set_pages: 500,
+        pages_per_second: 500,
+        records_per_second: 50,
+    };
+    let folder = tempfile::tempdir()?;
+    let guest = LinuxGuest::new(work, folder.path(), 16)?;
+    let options = options(Guest::Linux(guest))?;
+    let source = Vm::start(&options)?;
+    source.wait_serial(|serial| serial.contains("PACER 5 "), TIMEOUT)?;
+    let destination = migrate(&source, &options)?;
+    destination.wait_serial(|serial| serial.matches("PACER ").count() > 10, TIMEOUT)?;
+    let last = check_heartbeats(&source.serial(), &destination.serial())?;
+    assert!(last > 15, "{last}");
+    Ok(())
+}
