@@ -11,12 +11,14 @@ use uuid::Uuid;
 
 use crate::address::Address;
 use crate::cli::DestArgs;
+use crate::clock;
 use crate::exit::{Exit, Failure};
 use crate::fault;
 use crate::handover::destination::Destination;
 use crate::identity::Identity;
 use crate::journal::{Reach, Step};
 use crate::metrics::Metrics;
+use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
 use crate::relay::channel::{self, Counters, Shared};
 use crate::relay::control::{self, ControlError, Receiver, Sender};
@@ -26,6 +28,8 @@ use crate::relay::gate::Gate;
 use crate::relay::tls::PinnedPeer;
 use crate::shutdown::Signals;
 
+/// How long the peer has to take what was said last.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the source has to say that nothing more will come.
 const DONE_TIMEOUT: Duration = Duration::from_secs(10);
 const REMIND: Duration = Duration::from_secs(30);
@@ -68,17 +72,31 @@ struct Link {
     tasks: JoinSet<()>,
 }
 
+/// How long to wait for the source.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// While the guest does not run here; `None` is for ever.
+    before: Option<Duration>,
+    /// For the source to ask once more, once the guest runs here.
+    after: Duration,
+}
+
 struct Dest {
     destination: Destination,
     forward: Address,
     events: UnboundedSender<Event>,
+    inbox: UnboundedReceiver<Event>,
     link: Option<Link>,
     links: u64,
     /// A channel reached QEMU: the guest is on its way.
     under_way: bool,
-    arrived: bool,
+    /// The guest runs here, since when.
+    arrived_at: Option<Time>,
     shared: Shared,
     metrics: Arc<Metrics>,
+    patience: Patience,
+    started_at: Time,
+    tasks: JoinSet<()>,
 }
 
 /// Runs the destination's agent until the guest has arrived or is given up.
@@ -110,15 +128,12 @@ pub async fn run(args: DestArgs, signals: &mut Signals) -> Result<Exit, Failure>
              acknowledgement lets it run twice"
         );
     }
-    let exit = serve(
-        &endpoint,
-        &pinned,
-        destination,
-        args.forward,
-        metrics,
-        signals,
-    )
-    .await;
+    let patience = Patience {
+        before: None,
+        after: args.agent.outage_budget,
+    };
+    let dest = Dest::new(destination, args.forward, metrics, patience);
+    let exit = dest.serve(&endpoint, &pinned, signals).await;
     endpoint.close(0_u32.into(), b"done");
     // Lets the close reach the peer; it times out by itself otherwise.
     let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
@@ -148,80 +163,115 @@ pub async fn finish(
     let metrics = Arc::new(Metrics::new("destination").map_err(anyhow::Error::new)?);
     // Nothing is forwarded any more: the guest is loaded.
     let nowhere = Address::Unix("/nonexistent".into());
-    let serving = serve(&endpoint, &pinned, destination, nowhere, metrics, signals);
-    let exit = tokio::time::timeout(patience, serving)
-        .await
-        .unwrap_or(Exit::Stopped);
+    let patience = Patience {
+        before: Some(patience),
+        after: patience,
+    };
+    let dest = Dest::new(destination, nowhere, metrics, patience);
+    let exit = dest.serve(&endpoint, &pinned, signals).await;
     endpoint.close(0_u32.into(), b"done");
     let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
     Ok(exit)
 }
 
-async fn serve(
-    endpoint: &Endpoint,
-    pinned: &Arc<PinnedPeer>,
-    destination: Destination,
-    forward: Address,
-    metrics: Arc<Metrics>,
-    signals: &mut Signals,
-) -> Exit {
-    let (events, mut inbox) = unbounded_channel();
-    let (channel_events, channel_inbox) = unbounded_channel();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(accept_peers(
-        endpoint.clone(),
-        Arc::clone(pinned),
-        events.clone(),
-    ));
-    tasks.spawn(forward_channel_events(channel_inbox, events.clone()));
-    if let Some(qemu) = destination.qemu() {
-        let events = events.clone();
-        tasks.spawn(async move {
-            qemu.ended().await;
-            let _ = events.send(Event::QemuEnded);
-        });
-    }
-    let arrived = destination.step() == Some(Step::Running);
-    let mut dest = Dest {
-        destination,
-        forward,
-        events,
-        link: None,
-        links: 0,
-        under_way: false,
-        arrived,
-        shared: Shared {
-            gate: Arc::new(Gate::new(Rate::Open)),
-            counters: Arc::new(Counters::default()),
-            abort: CancellationToken::new(),
-            events: channel_events,
-        },
-        metrics,
-    };
-    let mut remind = tokio::time::interval(REMIND);
-    remind.reset();
-    let mut had_arrived = false;
-    loop {
-        let exit = tokio::select! {
-            event = inbox.recv() => match event {
-                Some(event) => dest.handle_event(event).await,
-                None => Some(Exit::NotStarted),
-            },
-            name = signals.next() => Some(dest.handle_signal(name).await),
-            _ = remind.tick() => dest.handle_reminder().await,
-        };
-        dest.metrics.set_bytes(dest.shared.counters.snapshot());
-        if dest.arrived && !had_arrived {
-            had_arrived = true;
-            remind.reset_after(DONE_TIMEOUT);
-        }
-        if let Some(exit) = exit {
-            return exit;
-        }
-    }
-}
-
 impl Dest {
+    fn new(
+        destination: Destination,
+        forward: Address,
+        metrics: Arc<Metrics>,
+        patience: Patience,
+    ) -> Self {
+        let (events, inbox) = unbounded_channel();
+        let (channel_events, channel_inbox) = unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(forward_channel_events(channel_inbox, events.clone()));
+        if let Some(qemu) = destination.qemu() {
+            let events = events.clone();
+            tasks.spawn(async move {
+                qemu.ended().await;
+                let _ = events.send(Event::QemuEnded);
+            });
+        }
+        let now = clock::now();
+        Self {
+            arrived_at: (destination.step() == Some(Step::Running)).then_some(now),
+            destination,
+            forward,
+            events,
+            inbox,
+            link: None,
+            links: 0,
+            under_way: false,
+            shared: Shared {
+                gate: Arc::new(Gate::new(Rate::Open)),
+                counters: Arc::new(Counters::default()),
+                abort: CancellationToken::new(),
+                events: channel_events,
+            },
+            metrics,
+            patience,
+            started_at: now,
+            tasks,
+        }
+    }
+
+    /// Serves the source until there is nothing more to do.
+    async fn serve(
+        mut self,
+        endpoint: &Endpoint,
+        pinned: &Arc<PinnedPeer>,
+        signals: &mut Signals,
+    ) -> Exit {
+        self.tasks.spawn(accept_peers(
+            endpoint.clone(),
+            Arc::clone(pinned),
+            self.events.clone(),
+        ));
+        let mut remind = tokio::time::interval(REMIND);
+        remind.reset();
+        let exit = loop {
+            let due = self.due();
+            let exit = tokio::select! {
+                Some(event) = self.inbox.recv() => self.handle_event(event).await,
+                name = signals.next() => Some(self.handle_signal(name).await),
+                _ = remind.tick() => {
+                    self.remind().await;
+                    None
+                }
+                exit = out_of_patience(due) => Some(exit),
+            };
+            self.metrics.set_bytes(self.shared.counters.snapshot());
+            if let Some(exit) = exit {
+                break exit;
+            }
+        };
+        if let Some(link) = self.link.take() {
+            // The last answer must not be lost with the connection.
+            link.sender.finish(FINISH_TIMEOUT).await;
+        }
+        exit
+    }
+
+    /// When to stop waiting, and how that ends.
+    fn due(&self) -> Option<(Time, Exit)> {
+        match self.arrived_at {
+            // The source has heard it, or knows how to ask.
+            Some(at) if self.link.is_some() => {
+                Some((at + DONE_TIMEOUT.min(self.patience.after), Exit::Success))
+            }
+            Some(at) => Some((at + self.patience.after, Exit::Success)),
+            None => self
+                .patience
+                .before
+                .map(|before| (self.started_at + before, Exit::Stopped)),
+        }
+    }
+
+    /// The guest runs here.
+    fn on_arrived(&mut self) {
+        self.arrived_at = self.arrived_at.or_else(|| Some(clock::now()));
+    }
+
     async fn handle_event(&mut self, event: Event) -> Option<Exit> {
         match event {
             Event::Peer(peer) => self.handle_peer(*peer).await,
@@ -240,7 +290,7 @@ impl Dest {
                 tracing::error!(reason, "QEMU cannot be connected to");
                 self.fail(&reason).await
             }
-            Event::QemuEnded if self.arrived => Some(Exit::Success),
+            Event::QemuEnded if self.arrived_at.is_some() => Some(Exit::Success),
             Event::QemuEnded => {
                 tracing::error!("the destination's QEMU ended");
                 self.fail("the destination's QEMU ended").await;
@@ -262,15 +312,18 @@ impl Dest {
             resume,
         } = peer;
         if self.link.is_some() && self.destination.attempt() != Some(attempt) {
-            let reason = "this agent is serving another migration".to_owned();
-            let _ = sender.send(&Message::Refused { reason }).await;
+            self.refuse(
+                sender,
+                connection,
+                "this agent is serving another migration".to_owned(),
+            );
             return None;
         }
         let reply = match self.destination.begin(attempt, resume).await {
             Ok(ready) => ready,
             Err(reason) => {
                 tracing::warn!(reason, "the source is refused");
-                let _ = sender.send(&Message::Refused { reason }).await;
+                self.refuse(sender, connection, reason);
                 return None;
             }
         };
@@ -298,12 +351,27 @@ impl Dest {
         None
     }
 
+    /// Tells a peer why it is not served.
+    fn refuse(&mut self, mut sender: Sender, connection: Connection, reason: String) {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(async move {
+            // Best effort: the peer may be gone.
+            let _ = sender.send(&Message::Refused { reason }).await;
+            sender.finish(FINISH_TIMEOUT).await;
+            connection.close(0_u32.into(), b"refused");
+        });
+    }
+
     async fn handle_message(&mut self, message: Message) -> Option<Exit> {
         let reply = match message {
-            Message::Status { attempt } => Message::State {
-                attempt,
-                state: self.destination.state().await,
-            },
+            Message::Status { attempt } => {
+                let state = self.destination.state().await;
+                if state == DestinationState::Running {
+                    // QEMU, or somebody else, has continued it.
+                    self.on_arrived();
+                }
+                Message::State { attempt, state }
+            }
             Message::Commit {
                 attempt,
                 continue_guest,
@@ -312,7 +380,7 @@ impl Dest {
                 self.destination.commit(attempt, continue_guest).await
             }
             Message::Abort { attempt, reason } => return self.handle_abort(attempt, reason).await,
-            Message::Done { .. } if self.arrived => return Some(Exit::Success),
+            Message::Done { .. } if self.arrived_at.is_some() => return Some(Exit::Success),
             other => {
                 tracing::warn!(?other, "a message that does not belong here");
                 return None;
@@ -323,8 +391,8 @@ impl Dest {
             fault::point("destination-status");
         }
         match reply {
-            Message::Running { .. } if !self.arrived => {
-                self.arrived = true;
+            Message::Running { .. } if self.arrived_at.is_none() => {
+                self.on_arrived();
                 tracing::info!("the guest runs here");
                 fault::point("destination-running");
                 self.metrics.set_outcome("completed");
@@ -362,10 +430,14 @@ impl Dest {
             link.tasks.abort_all();
             link.connection.close(0_u32.into(), b"");
         }
-        if self.arrived {
+        if self.arrived_at.is_some() {
             return None;
         }
         match self.destination.state().await {
+            DestinationState::Running => {
+                self.on_arrived();
+                None
+            }
             DestinationState::Loaded => {
                 tracing::warn!(
                     reason = %error,
@@ -411,20 +483,25 @@ impl Dest {
         if !self.destination.abort().await && self.destination.step() != Some(Step::Aborted) {
             return None;
         }
-        let state = DestinationState::Failed {
-            reason: reason.to_owned(),
+        let reason = reason.to_owned();
+        let message = if self.destination.is_held() {
+            Message::NeverRan { attempt, reason }
+        } else {
+            let state = DestinationState::Failed { reason };
+            Message::State { attempt, state }
         };
-        self.reply(&Message::State { attempt, state }).await;
+        self.reply(&message).await;
         self.metrics.set_outcome("returned");
         Some(Exit::Returned)
     }
 
     async fn handle_signal(&mut self, name: &str) -> Exit {
         tracing::info!("{name}: ending");
-        if self.arrived {
+        if self.arrived_at.is_some() {
             return Exit::Success;
         }
         match self.destination.state().await {
+            DestinationState::Running => Exit::Success,
             DestinationState::Loaded => {
                 tracing::warn!(
                     "the guest is loaded and paused here and was not handed over; to go on with \
@@ -440,19 +517,15 @@ impl Dest {
         }
     }
 
-    /// Once the guest runs the source has 10 s to say that it is done; else
-    /// people are told what is waited for.
-    async fn handle_reminder(&mut self) -> Option<Exit> {
-        if self.arrived {
-            return Some(Exit::Success);
-        }
-        if self.link.is_none() && self.destination.state().await == DestinationState::Loaded {
+    /// Tells people what is waited for.
+    async fn remind(&mut self) {
+        let waits = self.arrived_at.is_none() && self.link.is_none();
+        if waits && self.destination.state().await == DestinationState::Loaded {
             tracing::warn!(
                 "the guest is loaded and paused here; still waiting for the source's word. If \
                  the source's host is certainly dead: pacer resolve --qmp PATH --peer-is-dead"
             );
         }
-        None
     }
 
     async fn reply(&mut self, message: &Message) {
@@ -460,6 +533,17 @@ impl Dest {
         if let Err(error) = link.sender.send(message).await {
             tracing::warn!(%error, ?message, "an answer did not reach the source");
         }
+    }
+}
+
+/// Until `due`; for ever without.
+async fn out_of_patience(due: Option<(Time, Exit)>) -> Exit {
+    match due {
+        Some((at, exit)) => {
+            clock::sleep_until(at).await;
+            exit
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The source's event loop: the one place that reads the clock and acts.
 //!
-//! I/O becomes an [`Event`], the session decides, the loop acts. It ends when
+//! I/O becomes an event, the session decides, the loop acts. It ends when
 //! the source's QEMU says `completed`, from where [`crate::handover`] takes
 //! over, or when the migration cannot complete.
 
@@ -11,6 +11,7 @@ mod record;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -105,6 +106,8 @@ pub struct Driver {
     finished_at: Option<Time>,
     /// The wall's clock less the monotonic one, in ns, at t0.
     wall_offset: i128,
+    /// A signal came while the guest was handed over.
+    asked_to_end: Arc<AtomicBool>,
     events: UnboundedSender<Event>,
     inbox: UnboundedReceiver<Event>,
     tasks: JoinSet<()>,
@@ -148,6 +151,7 @@ impl Driver {
             next_progress: now,
             finished_at: None,
             wall_offset: wall_offset(),
+            asked_to_end: Arc::new(AtomicBool::new(false)),
             prepared,
             events,
             inbox,
@@ -165,7 +169,18 @@ impl Driver {
             Some(end) => end,
             None => self.run_until_end(signals).await,
         };
-        Ok(self.finish(end).await)
+        let asked_to_end = Arc::clone(&self.asked_to_end);
+        let finishing = self.finish(end);
+        tokio::pin!(finishing);
+        loop {
+            tokio::select! {
+                exit = &mut finishing => return Ok(exit),
+                name = signals.next() => {
+                    tracing::warn!("{name}: the guest is being handed over; ending after that");
+                    asked_to_end.store(true, Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     async fn run_until_end(&mut self, signals: &mut Signals) -> End {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::identity::Fingerprint;
 use crate::process::ProcessId;
+use crate::relay::frame::Handover;
 
 /// How far the handover went, as this side knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,8 @@ pub struct Entry {
     pub qemu: ProcessId,
     /// How to reach the other agent.
     pub reach: Reach,
+    /// Who continues the guest at the destination.
+    pub handover: Handover,
     /// Whether the guest is to run at the destination: false if it was paused.
     pub continue_guest: bool,
     /// QEMU's settings as they were before Pacer changed them.
@@ -223,6 +226,7 @@ mod tests {
                 identity: "/etc/pacer".into(),
                 peer: "sha256:".to_owned(),
             },
+            handover: Handover::Pacer,
             continue_guest: true,
             saved: Value::Null,
         };

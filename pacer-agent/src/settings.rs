@@ -65,7 +65,10 @@ pub async fn set(qmp: &Qmp, downtime_limit: Duration) -> Result<Value, QmpError>
         tracing::info!(?changes, "QEMU's capabilities are set for the migration");
         qmp.set_capabilities(&changes).await?;
     }
-    qmp.set_parameters(wanted).await?;
+    if let Err(error) = qmp.set_parameters(wanted).await {
+        restore(qmp, &saved).await;
+        return Err(error);
+    }
     Ok(saved)
 }
 

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::exit::Failure;
 use crate::fault;
 use crate::journal::{Entry, Journal, Step, directory};
-use crate::link::Link;
+use crate::link::{Link, Ready};
 use crate::measure;
 use crate::pacing::sample::{Ram, Sample};
 use crate::pacing::session::{Session, SessionConfig};
@@ -248,6 +248,7 @@ impl Driver {
             step: Step::Start,
             qemu,
             reach: self.prepared.reach.clone(),
+            handover: self.prepared.ready.handover,
             continue_guest,
             saved,
         };
@@ -284,9 +285,10 @@ impl Driver {
                         self.link = None;
                     }
                 },
-                link = relink(&self.prepared.reach, self.prepared.attempt), if self.link.is_none() => {
+                (link, ready) = relink(&self.prepared.reach, self.prepared.attempt), if self.link.is_none() => {
                     tracing::info!("the destination's agent is ready again");
                     self.link = Some(link);
+                    self.prepared.ready = ready;
                 }
                 _ = tidy.tick() => {
                     if let Some(probe) = &mut self.probe {
@@ -395,10 +397,10 @@ pub(super) fn log_stranger(rejected: &crate::relay::channel::Rejected, peer: Opt
     tracing::warn!(%peer, "a connection was closed: {rejected}; still waiting for QEMU");
 }
 
-async fn relink(reach: &crate::journal::Reach, attempt: uuid::Uuid) -> Link {
+async fn relink(reach: &crate::journal::Reach, attempt: uuid::Uuid) -> (Link, Ready) {
     loop {
         match Link::connect(reach, attempt, false).await {
-            Ok((link, _)) => return link,
+            Ok(linked) => return linked,
             Err(error) => tracing::debug!(%error, "the destination's agent is not there yet"),
         }
         tokio::time::sleep(RELINK).await;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::inbox::Event;
 use super::{Driver, End};
 use crate::cli::SourceAfter;
 use crate::clock;
@@ -13,6 +14,7 @@ use crate::journal::Step;
 use crate::pacing::sample::Sample;
 use crate::pacing::time::Time;
 use crate::qmp::Qmp;
+use crate::relay::channel;
 use crate::relay::frame::Message;
 use crate::report::{Outcome, Report};
 use crate::settings;
@@ -48,7 +50,11 @@ impl Driver {
             }
             End::Unclear(reason) => (Outcome::Stopped, Some(unclear(&reason))),
         };
-        self.conclude(outcome, reason)
+        let exit = self.conclude(outcome, reason);
+        if outcome == Outcome::Completed {
+            self.end_source().await;
+        }
+        exit
     }
 
     /// P3 to P6.
@@ -71,9 +77,9 @@ impl Driver {
             qemu: entry.qemu,
             journal: &journal,
             entry: entry.clone(),
-            handover: self.prepared.ready.handover,
             status_timeout: self.prepared.args.switchover_timeout,
             commit_timeout: self.prepared.args.agent.outage_budget,
+            asked_to_end: &self.asked_to_end,
             on_step: &mut on_step,
         }
         .finish()
@@ -100,13 +106,16 @@ impl Driver {
         self.record.report.downtime_seconds = Some(downtime);
         self.record.metrics.set_downtime(downtime);
         self.record.show(&self.session, at);
-        let Some(monitored) = &self.prepared.monitored else {
-            tracing::info!("the source's QEMU is stopped; `quit` in its monitor ends it");
-            return;
-        };
-        if self.prepared.args.source_after == SourceAfter::Quit {
-            // Its end is ours.
-            quit_source(&monitored.qmp, monitored.qemu, self.prepared.attempt).await;
+    }
+
+    /// P6: the source's QEMU is of no more use.
+    async fn end_source(&self) {
+        match &self.prepared.monitored {
+            Some(monitored) if self.prepared.args.source_after == SourceAfter::Quit => {
+                quit_source(&monitored.qmp, monitored.qemu, self.prepared.attempt).await;
+            }
+            Some(_) => {}
+            None => tracing::info!("the source's QEMU is stopped; `quit` in its monitor ends it"),
         }
     }
 
@@ -115,15 +124,33 @@ impl Driver {
     async fn go_back(&mut self, outcome: Outcome, reason: String) -> (Outcome, Option<String>) {
         self.shared.abort.cancel();
         let Some(monitored) = &self.prepared.monitored else {
+            self.hear_shut();
+            if self.watch.was_loaded() {
+                // The source may have completed: the loaded guest is kept.
+                return (Outcome::Stopped, Some(unclear(&reason)));
+            }
             self.tell_abort(&reason).await;
             return (outcome, Some(reason));
         };
+        let qemu = monitored.qemu;
         let qmp = monitored.qmp.clone();
         let should_run = monitored.was_running && !self.paused;
         match resumed(&qmp, should_run).await {
             Resumed::Yes => {}
             // It completed at the last moment after all.
             Resumed::Completed => return Box::pin(self.hand_over()).await,
+            Resumed::No(_) if !qemu.is_alive() => {
+                self.tell_abort("the source's QEMU ended").await;
+                let outcome = if self.guest_ended {
+                    Outcome::GuestEnded
+                } else {
+                    Outcome::Lost
+                };
+                return (
+                    outcome,
+                    Some(format!("{reason}; and the source's QEMU has ended")),
+                );
+            }
             Resumed::No(error) => {
                 let message = format!(
                     "{reason}; and the guest does not go on at the source, where it is whole \
@@ -139,6 +166,15 @@ impl Driver {
             self.put_back(&saved).await;
         }
         (outcome, Some(reason))
+    }
+
+    /// Takes in what channels have said and was not handled yet.
+    fn hear_shut(&mut self) {
+        while let Ok(event) = self.inbox.try_recv() {
+            if let Event::Channel(channel::Event::Shut { value }) = event {
+                self.watch.on_shut(value);
+            }
+        }
     }
 
     fn journal_returned(&mut self) {
@@ -205,6 +241,7 @@ async fn resumed(qmp: &Qmp, should_run: bool) -> Resumed {
         let now = clock::now();
         match (qmp.migration().await, qmp.status().await) {
             (Ok(info), _) if info.is("completed") => return Resumed::Completed,
+            (Ok(info), _) if info.is_under_way() && now < until => {}
             (_, Ok(status)) if status.running || !should_run => return Resumed::Yes,
             (Err(error), _) | (_, Err(error)) if now >= until => {
                 return Resumed::No(error.to_string());
@@ -215,8 +252,9 @@ async fn resumed(qmp: &Qmp, should_run: bool) -> Resumed {
                     Err(error) => Resumed::No(error.to_string()),
                 };
             }
-            _ => tokio::time::sleep(POLL).await,
+            _ => {}
         }
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -41,7 +41,7 @@ const WALL_STEP_NANOS: u128 = 1_000_000_000;
 impl Driver {
     pub(super) async fn handle_event(&mut self, event: Event, now: Time) -> Option<End> {
         match event {
-            Event::Qmp(event) => return self.handle_qmp(&event, now),
+            Event::Qmp(event) => return self.handle_qmp(&event, now).await,
             Event::Inspected(inspected, peer) => {
                 if self.under_way || self.prepared.monitored.is_none() {
                     tracing::warn!(?peer, "one more migration stream was refused");
@@ -84,15 +84,16 @@ impl Driver {
         None
     }
 
-    fn handle_qmp(&mut self, event: &QmpEvent, now: Time) -> Option<End> {
+    async fn handle_qmp(&mut self, event: &QmpEvent, now: Time) -> Option<End> {
         tracing::debug!(name = event.name, data = %event.data, "QEMU's event");
         match event.name.as_str() {
-            "STOP" if self.under_way => self.on_stop(now),
+            "STOP" if self.under_way && !self.guest_ended => self.on_stop(now),
             "RESUME" => self.paused = false,
             "MIGRATION_PASS" => self.next_progress = now,
-            "SHUTDOWN" | "GUEST_PANICKED" => {
-                tracing::warn!(event = event.name, "the guest itself ends");
+            "SHUTDOWN" => {
+                tracing::warn!("the guest itself ends");
                 self.guest_ended = true;
+                return self.cancel(End::GuestEnded, now).await;
             }
             "MIGRATION" => {
                 let status = event.data.get("status").and_then(|value| value.as_str());
@@ -135,8 +136,8 @@ impl Driver {
     /// The migration did not complete: for the reason on record, or `reason`.
     fn ended(&mut self, reason: &str) -> End {
         match self.ending.take() {
+            _ if self.guest_ended => End::GuestEnded,
             Some((end, _)) => end,
-            None if self.guest_ended => End::GuestEnded,
             None => End::Failed(reason.to_owned()),
         }
     }
@@ -190,6 +191,11 @@ impl Driver {
             channel::Event::Finished => self.finished_at = Some(now),
             channel::Event::Reset { reason } => {
                 tracing::debug!(reason, "the channel was reset");
+                if self.prepared.monitored.is_none() && self.watch.was_loaded() {
+                    // Whether the source completed is seen elsewhere.
+                    self.finished_at.get_or_insert(now);
+                    return None;
+                }
                 if self.prepared.monitored.is_none() {
                     return Some(self.ended(&reason));
                 }
@@ -245,7 +251,8 @@ impl Driver {
 
     pub(super) async fn handle_message(&mut self, message: Message, now: Time) -> Option<End> {
         match message {
-            Message::State {
+            Message::NeverRan { reason, .. }
+            | Message::State {
                 state: DestinationState::Failed { reason },
                 ..
             } => {
@@ -373,7 +380,9 @@ impl Driver {
 
     /// What is due by time: the switchover's end, a cancel's, the source's state.
     pub(super) async fn check_due(&mut self, now: Time) -> Option<End> {
-        if self.switchover.due.is_some_and(|due| now >= due) && self.ending.is_none() {
+        let overdue = self.switchover.due.is_some_and(|due| now >= due);
+        // Without QMP and past SHUT only the source's state is waited for.
+        if overdue && self.ending.is_none() && !self.watch.was_loaded() {
             self.switchover.due = None;
             tracing::warn!("the switchover takes too long; the guest goes back to the source");
             self.record.step("P2 timeout", now);

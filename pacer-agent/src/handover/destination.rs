@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{continue_guest, end_qemu};
+use super::{ContinueError, continue_guest, end_qemu};
 use crate::address::Address;
 use crate::exit::Failure;
 use crate::fault;
@@ -135,6 +135,13 @@ impl Destination {
     #[must_use]
     pub fn step(&self) -> Option<Step> {
         Some(self.control.as_ref()?.entry.as_ref()?.step)
+    }
+
+    /// Whether only Pacer continues the guest here, so that an attempt given up
+    /// never ran.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.control.is_some() && self.handover == Handover::Pacer
     }
 
     /// The attempt in hand.
@@ -288,7 +295,10 @@ impl Control {
         }
         let (attempt, continue_guest) = (entry.attempt, entry.continue_guest);
         match self.commit(attempt, continue_guest).await {
-            Message::Running { .. } => Ok(()),
+            Message::Running { .. } => {
+                self.settle().await;
+                Ok(())
+            }
             other => Err(Failure::not_started(format!(
                 "the guest was handed over to this side and cannot be continued: {other:?}"
             ))),
@@ -348,6 +358,7 @@ impl Control {
             step: Step::Ready,
             qemu: self.qemu,
             reach,
+            handover: Handover::Pacer,
             continue_guest: true,
             saved: self.saved.clone(),
         };
@@ -395,8 +406,17 @@ impl Control {
 
     async fn commit(&mut self, attempt: Uuid, continue_wanted: bool) -> Message {
         fault::point("destination-commit");
+        let step = self.entry.as_ref().map(|entry| entry.step);
+        if step == Some(Step::Ready) && !self.qemu.is_alive() {
+            return self.give_up(attempt, "its QEMU ended before").await;
+        }
         match self.state().await {
-            DestinationState::Running => return Message::Running { attempt },
+            DestinationState::Running => {
+                if step == Some(Step::Committed) {
+                    self.journal_running();
+                }
+                return Message::Running { attempt };
+            }
             DestinationState::Loaded => {}
             state => return Message::State { attempt, state },
         }
@@ -407,15 +427,29 @@ impl Control {
             return self.give_up(attempt, &error.to_string()).await;
         }
         fault::point("destination-committed");
-        if continue_wanted && let Err(error) = continue_guest(&self.qmp).await {
-            return self.give_up(attempt, &error.to_string()).await;
+        if continue_wanted {
+            match continue_guest(&self.qmp).await {
+                Ok(()) => {}
+                Err(error @ ContinueError::Refused(_)) => {
+                    return self.give_up(attempt, &error.to_string()).await;
+                }
+                // It may have run: the source must never run it again.
+                Err(error) => {
+                    let state = failed(error);
+                    return Message::State { attempt, state };
+                }
+            }
         }
         fault::point("destination-continued");
+        self.journal_running();
+        Message::Running { attempt }
+    }
+
+    fn journal_running(&mut self) {
         if let Err(error) = self.journal_step(Step::Running) {
             // COMMITTED and a running guest say the same.
             tracing::warn!(%error, "the journal does not know yet that the guest runs");
         }
-        Message::Running { attempt }
     }
 
     /// The guest cannot be continued: only once this QEMU is certainly gone may

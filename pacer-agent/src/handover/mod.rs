@@ -17,13 +17,28 @@ use crate::qmp::{Qmp, QmpError};
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
+/// Why a guest was not seen to go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ContinueError {
+    /// QEMU refused `cont`: the guest did not run.
+    #[error("QEMU does not continue it ({0})")]
+    Refused(QmpError),
+    /// It was told to go on and not seen running: it may have run.
+    #[error("it was told to go on and is not seen running ({0})")]
+    Unseen(QmpError),
+}
+
 /// Continues the guest and waits until it runs.
 ///
 /// # Errors
 ///
-/// If QEMU refuses, or the guest does not run within 5 s.
-pub async fn continue_guest(qmp: &Qmp) -> Result<(), QmpError> {
-    qmp.run("cont", serde_json::Value::Null).await?;
+/// If QEMU refuses, or the guest is not seen running within 5 s.
+pub async fn continue_guest(qmp: &Qmp) -> Result<(), ContinueError> {
+    match qmp.run("cont", serde_json::Value::Null).await {
+        Ok(()) => {}
+        Err(error @ QmpError::Refused { .. }) => return Err(ContinueError::Refused(error)),
+        Err(error) => return Err(ContinueError::Unseen(error)),
+    }
     let running = async {
         while !qmp.status().await?.running {
             tokio::time::sleep(POLL).await;
@@ -36,6 +51,7 @@ pub async fn continue_guest(qmp: &Qmp) -> Result<(), QmpError> {
             command: "cont".to_owned(),
             timeout: CONTINUE_TIMEOUT,
         }))
+        .map_err(ContinueError::Unseen)
 }
 
 /// Ends a QEMU whose guest must not run here, and waits until it is gone.

@@ -1,5 +1,6 @@
 //! `pacer resolve`: after a crash, what this side may do now.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::continue_guest;
@@ -10,7 +11,7 @@ use crate::exit::{Exit, Failure};
 use crate::journal::{Entry, Journal, Step, directory};
 use crate::process::ProcessId;
 use crate::qmp::{MigrationInfo, Qmp, QmpError};
-use crate::relay::frame::{DestinationState, Handover};
+use crate::relay::frame::DestinationState;
 use crate::settings::restore;
 use crate::shutdown::Signals;
 
@@ -138,9 +139,9 @@ impl Side {
             qemu: self.qemu,
             journal: &self.journal,
             entry: self.entry.clone(),
-            handover: Handover::Pacer,
             status_timeout: PATIENCE,
             commit_timeout: PATIENCE,
+            asked_to_end: &AtomicBool::new(false),
             on_step: &mut log,
         }
         .finish()
@@ -194,6 +195,12 @@ impl Side {
         let mut destination = Destination::adopt(self.qmp, self.qemu, self.journal, self.entry);
         let state = destination.state().await;
         match (step, state) {
+            (Step::Committed | Step::Running, DestinationState::Running) => {
+                say("The guest runs here.");
+                // A source that still waits for its confirmation gets it.
+                let _ = crate::dest::finish(destination, PATIENCE / 2, signals).await;
+                Ok(Exit::Success)
+            }
             (_, DestinationState::Running) => {
                 say("The guest runs here.");
                 Ok(Exit::Success)

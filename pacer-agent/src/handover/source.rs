@@ -1,5 +1,6 @@
 //! The source's half of the handover, from `completed` on: P3 to P6.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -31,12 +32,12 @@ pub struct Completed<'a> {
     pub journal: &'a Journal,
     /// What the journal holds.
     pub entry: Entry,
-    /// Who continues the guest at the destination.
-    pub handover: Handover,
     /// How long the destination is looked for before the guest is taken back.
     pub status_timeout: Duration,
     /// How long COMMIT is repeated.
     pub commit_timeout: Duration,
+    /// The operator asks to end: COMMIT is repeated for `status_timeout` only.
+    pub asked_to_end: &'a AtomicBool,
     /// Told of each step as it is taken.
     pub on_step: &'a mut dyn FnMut(&str, Time),
 }
@@ -105,6 +106,7 @@ impl Completed<'_> {
                         tokio::time::sleep(ASK_AGAIN).await;
                     }
                 },
+                Ok(Message::NeverRan { reason, .. }) => return Asked::Never(reason),
                 Ok(other) => tracing::debug!(?other, "not an answer to STATUS"),
                 Err(error) => {
                     reason = error;
@@ -121,7 +123,7 @@ impl Completed<'_> {
             attempt: self.entry.attempt,
             continue_guest: self.entry.continue_guest,
         };
-        let until = clock::now() + self.commit_timeout;
+        let started = clock::now();
         let mut failure = None;
         let mut told = false;
         loop {
@@ -136,7 +138,12 @@ impl Completed<'_> {
                 Err(error) => failure = Some(error),
             }
             let reason = failure.as_deref().unwrap_or("it gives no answer");
-            if clock::now() >= until {
+            let patience = if self.asked_to_end.load(Ordering::Relaxed) {
+                self.status_timeout
+            } else {
+                self.commit_timeout
+            };
+            if clock::now() >= started + patience {
                 return self.out_of_reach(reason);
             }
             if !told {
@@ -185,7 +192,7 @@ impl Completed<'_> {
                 ),
             };
         };
-        if self.handover != Handover::Pacer {
+        if self.entry.handover != Handover::Pacer {
             return Ended::Stopped {
                 message: format!(
                     "the destination cannot be asked ({reason}), and Pacer does not continue the \
@@ -195,17 +202,38 @@ impl Completed<'_> {
             };
         }
         if let Err(error) = self.journal_step(Step::Returned) {
-            return Ended::Stopped { message: error };
+            if self.entry.step != Step::Start {
+                return Ended::Stopped {
+                    message: format!(
+                        "the guest never ran at the destination ({reason}); it is whole and \
+                         stopped here, and that cannot be recorded ({error}): type `cont` in \
+                         the monitor of process {}",
+                        self.qemu.pid
+                    ),
+                };
+            }
+            // Nothing was committed: START and a running guest say the same.
+            tracing::warn!(error, "the journal does not know that the guest is back");
         }
         self.step("P3 taken back");
         let continued = match self.entry.continue_guest {
             true => continue_guest(qmp).await,
             false => Ok(()),
         };
-        self.tell_abort(reason).await;
         match continued {
-            Ok(()) => Ended::Returned {
-                reason: reason.to_owned(),
+            Ok(()) => {
+                self.tell_abort(reason).await;
+                Ended::Returned {
+                    reason: reason.to_owned(),
+                }
+            }
+            // The destination keeps what it has loaded: it may be the only copy.
+            Err(error) if !self.qemu.is_alive() => Ended::Stopped {
+                message: format!(
+                    "the source's QEMU has ended ({error}); the guest is whole and paused at \
+                     the destination ({address}). There: pacer resolve --qmp PATH --peer-is-dead",
+                    address = self.entry.reach.address
+                ),
             },
             Err(error) => Ended::Stopped {
                 message: format!(

@@ -120,6 +120,17 @@ pub struct RamInfo {
 }
 
 impl MigrationInfo {
+    /// A migration is under way: its settings cannot be changed.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.status.as_deref().is_some_and(|word| {
+            matches!(
+                word,
+                "setup" | "active" | "device" | "pre-switchover" | "cancelling"
+            )
+        })
+    }
+
     /// QEMU says `word`.
     #[must_use]
     pub fn is(&self, word: &str) -> bool {
