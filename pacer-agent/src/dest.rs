@@ -1,9 +1,12 @@
 //! `pacer dest`: the destination's event loop.
 
+mod inbox;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use inbox::{Event, Peer, accept_channels, accept_peers, forward_channel_events, read_messages};
+use quinn::{Connection, Endpoint};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,9 +24,9 @@ use crate::metrics::Metrics;
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
 use crate::relay::channel::{self, Counters, Shared};
-use crate::relay::control::{self, ControlError, Receiver, Sender};
+use crate::relay::control::{ControlError, Sender};
 use crate::relay::endpoint;
-use crate::relay::frame::{DestinationState, Message, Preface, VERSION};
+use crate::relay::frame::{DestinationState, Message};
 use crate::relay::gate::Gate;
 use crate::relay::tls::PinnedPeer;
 use crate::shutdown::Signals;
@@ -33,36 +36,6 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the source has to say that nothing more will come.
 const DONE_TIMEOUT: Duration = Duration::from_secs(10);
 const REMIND: Duration = Duration::from_secs(30);
-/// Handshakes under way at once; more are refused, so that strangers cannot
-/// fill the memory.
-const MOST_HANDSHAKES: usize = 16;
-
-/// Something the loop must act on.
-enum Event {
-    /// The pinned peer connected and said hello.
-    Peer(Box<Peer>),
-    /// A message on the connection of this number.
-    Message(u64, Message),
-    /// That connection is gone.
-    Lost(u64, ControlError),
-    /// Something happened on a channel.
-    Channel(channel::Event),
-    /// QEMU was connected to: the guest is on its way.
-    Opened,
-    /// QEMU could not be connected to.
-    Unreachable(String),
-    /// QEMU ended.
-    QemuEnded,
-}
-
-/// A connection from the source.
-struct Peer {
-    connection: Connection,
-    sender: Sender,
-    receiver: Receiver,
-    attempt: Uuid,
-    resume: bool,
-}
 
 /// The connection in use.
 struct Link {
@@ -545,141 +518,4 @@ async fn out_of_patience(due: Option<(Time, Exit)>) -> Exit {
         }
         None => std::future::pending().await,
     }
-}
-
-async fn accept_peers(endpoint: Endpoint, pinned: Arc<PinnedPeer>, events: UnboundedSender<Event>) {
-    let mut handshakes = JoinSet::new();
-    while let Some(incoming) = endpoint.accept().await {
-        while handshakes.try_join_next().is_some() {}
-        if handshakes.len() >= MOST_HANDSHAKES {
-            incoming.refuse();
-            continue;
-        }
-        let (events, pinned) = (events.clone(), Arc::clone(&pinned));
-        handshakes.spawn(async move {
-            let from = incoming.remote_address();
-            match greet(incoming).await {
-                Ok(peer) => {
-                    let _ = events.send(Event::Peer(Box::new(peer)));
-                }
-                Err(reason) => match pinned.refused() {
-                    Some(shown) => tracing::warn!(
-                        %from,
-                        "a stranger was refused: its fingerprint is {shown}; if it is the \
-                         source's agent, start again with --peer {shown}"
-                    ),
-                    None => tracing::warn!(%from, reason, "a connection was refused"),
-                },
-            }
-        });
-    }
-}
-
-async fn greet(incoming: quinn::Incoming) -> Result<Peer, String> {
-    let connection = incoming.await.map_err(|error| endpoint::explain(&error))?;
-    let (mut sender, mut receiver) = control::accept(&connection)
-        .await
-        .map_err(|error| error.to_string())?;
-    let hello = receiver
-        .next_within(control::PREFACE_TIMEOUT)
-        .await
-        .map_err(|error| error.to_string())?;
-    match hello {
-        Message::Hello {
-            version: VERSION,
-            attempt,
-            resume,
-        } => Ok(Peer {
-            connection,
-            sender,
-            receiver,
-            attempt,
-            resume,
-        }),
-        Message::Hello { version, .. } => {
-            let reason = format!(
-                "the source's agent speaks version {version} of the protocol, this one version \
-                 {VERSION}; bring both to the same release"
-            );
-            let refusal = Message::Refused {
-                reason: reason.clone(),
-            };
-            let _ = sender.send(&refusal).await;
-            sender.finish(Duration::from_secs(1)).await;
-            Err(reason)
-        }
-        other => Err(format!("it began with {other:?}")),
-    }
-}
-
-async fn read_messages(number: u64, mut receiver: Receiver, events: UnboundedSender<Event>) {
-    loop {
-        let event = match receiver.next().await {
-            Ok(message) => Event::Message(number, message),
-            Err(error) => {
-                let _ = events.send(Event::Lost(number, error));
-                return;
-            }
-        };
-        if events.send(event).is_err() {
-            return;
-        }
-    }
-}
-
-async fn forward_channel_events(
-    mut inbox: UnboundedReceiver<channel::Event>,
-    events: UnboundedSender<Event>,
-) {
-    while let Some(event) = inbox.recv().await {
-        if events.send(Event::Channel(event)).is_err() {
-            return;
-        }
-    }
-}
-
-/// Opens QEMU's connections one after another, in the order in which the
-/// source accepted them: QEMU 7.2 takes the first it accepts for the main one.
-async fn accept_channels(
-    connection: Connection,
-    forward: Address,
-    shared: Shared,
-    events: UnboundedSender<Event>,
-) {
-    // Channels end with their connection: they are this task's children.
-    let mut channels = JoinSet::new();
-    while let Ok(quic) = connection.accept_bi().await {
-        match open_channel(quic, &forward).await {
-            Ok((stream, quic)) => {
-                let _ = events.send(Event::Opened);
-                channels.spawn(channel::run_destination(stream, quic, shared.clone()));
-            }
-            Err(reason) => {
-                let _ = events.send(Event::Unreachable(reason));
-                return;
-            }
-        }
-    }
-    while channels.join_next().await.is_some() {}
-}
-
-async fn open_channel(
-    (send, mut recv): (SendStream, RecvStream),
-    forward: &Address,
-) -> Result<(crate::address::Stream, (SendStream, RecvStream)), String> {
-    let preface = tokio::time::timeout(control::PREFACE_TIMEOUT, control::read_preface(&mut recv))
-        .await
-        .map_err(|_| "a channel that says nothing".to_owned())?
-        .map_err(|error| error.to_string())?;
-    let Some(Preface::Channel(index)) = preface else {
-        return Err("a stream of an unknown kind".to_owned());
-    };
-    let stream = forward.connect().await.map_err(|error| {
-        format!(
-            "the destination's QEMU does not listen at {forward} ({error}); is --forward the \
-             address its -incoming has?"
-        )
-    })?;
-    tracing::info!(index, %forward, "QEMU is connected");
-    Ok((stream, (send, recv)))
 }
