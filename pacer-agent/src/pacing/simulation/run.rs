@@ -20,6 +20,8 @@ pub(super) enum Sight {
     Qmp,
     /// Dirty log and stream.
     Log,
+    /// The stream alone.
+    Stream,
 }
 
 #[derive(Clone, Debug)]
@@ -166,14 +168,14 @@ impl Model<'_> {
         let guest = self.scenario.guest;
         let ram = Ram {
             total_bytes: to_u64(guest.total_pages * 4096.0),
-            resident_bytes: (self.scenario.sight != Sight::Log)
+            resident_bytes: (!matches!(self.scenario.sight, Sight::Log | Sight::Stream))
                 .then(|| to_u64(guest.normal_pages * 4096.0)),
         };
         self.session.handle_sample(Sample::Ram(ram), time(0.1));
         let windows: &[f64] = match self.scenario.sight {
             Sight::All => &[0.05, 0.05, 0.2, 0.2, 0.6],
             Sight::Qmp => &[1.0],
-            Sight::Log => &[],
+            Sight::Log | Sight::Stream => &[],
         };
         let mut at = 0.1;
         for &window in windows {
@@ -325,7 +327,8 @@ impl Model<'_> {
         self.syncs += 1;
         self.pass_began = self.now;
         self.marks.push_back(self.counters.written);
-        if self.scenario.sight != Sight::Qmp && found >= 0.0 && window > 0.0 {
+        let logged = matches!(self.scenario.sight, Sight::All | Sight::Log);
+        if logged && found >= 0.0 && window > 0.0 {
             self.see_dirty(window, found, self.now);
         }
         if self.normal + self.zero <= threshold + 1.0 {
@@ -355,7 +358,8 @@ impl Model<'_> {
         };
         self.session
             .handle_sample(Sample::Stream(counters), time(self.now));
-        if self.scenario.sight == Sight::Log || self.stopped_at.is_some() {
+        let asked = matches!(self.scenario.sight, Sight::All | Sight::Qmp);
+        if !asked || self.stopped_at.is_some() {
             return;
         }
         let progress = QemuProgress {
