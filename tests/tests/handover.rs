@@ -16,7 +16,7 @@ use pacer_tests::vm::{Guest, Vm, VmOptions};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long both sides are left alone before anything is resolved: longer than
 /// a dead link takes to be noticed.
-const SETTLE: Duration = Duration::from_secs(7);
+const SETTLE: Duration = Duration::from_secs(6);
 const BARE: BareGuest = BareGuest {
     ram_mib: 64,
     fill_mib: 24,
