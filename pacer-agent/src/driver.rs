@@ -191,7 +191,10 @@ impl Driver {
                 Wake::Event(event) => self.handle_event(event, now).await,
                 Wake::Peer(Ok(message)) => self.handle_message(message, now).await,
                 Wake::Peer(Err(error)) => self.handle_link_lost(&error, now),
-                Wake::Probe => self.handle_probe(now),
+                Wake::Probe => {
+                    self.take_probe_events();
+                    None
+                }
                 Wake::Signal(name) => self.handle_signal(name, now).await,
                 Wake::Tick => None,
             };
@@ -234,8 +237,7 @@ impl Driver {
         self.check_due(now).await
     }
 
-    /// Whether a channel of QEMU's runs through the relay: one main channel a
-    /// migration.
+    /// Relays QEMU's main channel: one a migration.
     async fn relay(&mut self, inspected: Inspected) -> Result<(), ControlError> {
         let link = self.link.as_ref().ok_or(ControlError::Closed)?;
         let quic = link.open_channel(0).await?;

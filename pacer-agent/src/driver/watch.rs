@@ -228,12 +228,6 @@ impl Driver {
         }
     }
 
-    pub(super) fn handle_probe(&mut self, now: Time) -> Option<End> {
-        self.take_probe_events();
-        let _ = now;
-        None
-    }
-
     pub(super) fn take_probe_events(&mut self) {
         let Some(probe) = &mut self.probe else { return };
         for event in probe.drain() {
