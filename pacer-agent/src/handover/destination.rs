@@ -119,12 +119,6 @@ impl Destination {
         self.control.as_ref().map(|control| control.qmp.version())
     }
 
-    /// The QMP connection, where there is one.
-    #[must_use]
-    pub fn qmp(&self) -> Option<&Qmp> {
-        self.control.as_ref().map(|control| &control.qmp)
-    }
-
     /// How to reach the other agent, as told at the start.
     #[must_use]
     pub const fn reach(&self) -> &Reach {
