@@ -6,6 +6,7 @@
 //! into samples for [`crate::pacing`]. Only stable interfaces are needed (system
 //! call tracepoints); the uprobes are extras whose absence is a warning.
 
+pub mod activity;
 mod attach;
 mod counters;
 mod error;
@@ -25,6 +26,7 @@ use log::Log;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub use activity::Activity;
 pub use counters::ProbeCounters;
 pub use error::ProbeError;
 pub use event::{Event, EventKind};
@@ -160,6 +162,12 @@ impl Probe {
     /// cost, all since the attach.
     pub fn counters(&mut self) -> ProbeCounters {
         counters::read(&self.ebpf, self.stats.is_some())
+    }
+
+    /// What was counted since the attach. Reads the kernel's maps: for a tick,
+    /// not for every event.
+    pub fn activity(&mut self) -> Activity {
+        Activity::default()
     }
 
     /// The hooks that did not attach, each with the reason.

@@ -1,0 +1,148 @@
+//! What the programs have counted since the attach, read on a tick: plain data.
+//! Totals never fall; whoever wants a rate takes the difference of two.
+
+use std::time::Duration;
+
+/// Everything counted since the attach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// The files that were read or written, in no order.
+    pub files: Vec<FileActivity>,
+    /// What the guest asked of its disks, before an image format changed it.
+    /// Empty where this build of QEMU is not known.
+    pub backends: Vec<BackendActivity>,
+    /// The block devices that are watched.
+    pub devices: Vec<DeviceActivity>,
+    /// The connections that were sent on.
+    pub sockets: Vec<SocketActivity>,
+    /// What QEMU's devices read into memory.
+    pub device_reads: DeviceReads,
+}
+
+/// A file, as long as it exists: a descriptor's number may be another file's a
+/// moment later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// The device its file system is on.
+    pub device: DeviceId,
+    /// Its inode there.
+    pub inode: u64,
+}
+
+/// A device's numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId {
+    /// Its driver.
+    pub major: u32,
+    /// Which of that driver's.
+    pub minor: u32,
+}
+
+/// Requests of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// How many.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileActivity {
+    /// Which.
+    pub id: FileId,
+    /// Content written.
+    pub written: Requests,
+    /// Ranges made zero.
+    pub zeroed: Requests,
+    /// Ranges given back.
+    pub discarded: Requests,
+    /// Content read.
+    pub read: Requests,
+    /// How often its chunks are written.
+    pub chunks: ChunkIntervals,
+}
+
+/// How often the chunks of a file are written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChunkIntervals {
+    /// Size of a chunk.
+    pub chunk_bytes: u64,
+    /// Chunks written once so far.
+    pub written_once: u64,
+    /// Chunks by the mean interval between their writes, shortest first.
+    pub classes: Vec<IntervalClass>,
+    /// Chunks forgotten to make room for others; they are in no class.
+    pub evicted: u64,
+}
+
+/// Chunks whose mean write interval lies within a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IntervalClass {
+    /// The range's lower end.
+    pub at_least: Duration,
+    /// The range's upper end, not in it.
+    pub below: Duration,
+    /// How many chunks.
+    pub chunks: u64,
+}
+
+/// One block backend of QEMU, the guest's side of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendActivity {
+    /// Its address in QEMU: the same for as long as the disk is there.
+    pub address: u64,
+    /// Content written.
+    pub written: Requests,
+    /// Ranges made zero.
+    pub zeroed: Requests,
+    /// Ranges given back.
+    pub discarded: Requests,
+}
+
+/// One block device of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceActivity {
+    /// Which.
+    pub id: DeviceId,
+    /// What was read.
+    pub read: DeviceRequests,
+    /// What was written; flushes and discards are not counted.
+    pub write: DeviceRequests,
+    /// Requests given to the device and not completed.
+    pub in_flight: u64,
+}
+
+/// Requests of one direction that a block device completed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceRequests {
+    /// How many, and their bytes.
+    pub requests: Requests,
+    /// Time from issue to completion, summed over the requests.
+    pub latency: Duration,
+    /// Requests by latency: number `k` holds those of 2^k up to 2^(k+1) ns, and
+    /// number 0 also those below.
+    pub by_latency: Vec<u64>,
+}
+
+/// One connection of QEMU, and what it has handed to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketActivity {
+    /// This end's port; 0 where it has none (a Unix socket).
+    pub local_port: u16,
+    /// The other end's port; 0 where it has none.
+    pub peer_port: u16,
+    /// Bytes accepted by the socket.
+    pub sent_bytes: u64,
+}
+
+/// What QEMU read from files and sockets: it lands in guest memory without a
+/// trace in KVM's dirty log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceReads {
+    /// Bytes whose addresses lie in guest memory.
+    pub ram_bytes: u64,
+    /// Bytes read elsewhere: packets, image metadata, bounce buffers.
+    pub other_bytes: u64,
+}
