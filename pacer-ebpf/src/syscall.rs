@@ -29,6 +29,13 @@ pub(crate) fn registers() -> Registers {
 }
 
 impl Registers {
+    /// The call's number.
+    #[inline(always)]
+    pub(crate) fn number(&self) -> u64 {
+        // SAFETY: as in `first`.
+        unsafe { (*self.0).orig_rax }
+    }
+
     /// The first argument.
     #[inline(always)]
     pub(crate) fn first(&self) -> u64 {
