@@ -35,23 +35,23 @@ const FIRST_SHIFT: u32 = 21;
 pub struct Chunk {
     /// Inode of its file.
     pub inode: u64,
-    /// Device of its file, as in [`crate::file::FileKey`].
-    pub device: u32,
-    /// Its class now.
-    pub class: u32,
+    /// File system of its file, as in [`crate::file::FileKey`].
+    pub super_block: u64,
     /// Its number in the file.
     pub number: u64,
     /// When it was last written, `bpf_ktime_get_ns`; 0: no chunk is here.
     pub written_at_ns: u64,
     /// Mean of the intervals between its writes, the newest weighing an eighth.
     pub interval_ns: u64,
+    /// Its class now.
+    pub class: u64,
 }
 
 /// The chunks whose hash is the same.
 pub type ChunkSet = [Chunk; WAYS];
 
 const _: () = {
-    assert!(size_of::<Chunk>() == 40);
+    assert!(size_of::<Chunk>() == 48);
     assert!(align_of::<Chunk>() == 8);
     assert!(SETS.is_power_of_two());
 };
@@ -90,9 +90,9 @@ pub const fn mean_with(mean_ns: u64, interval_ns: u64) -> u64 {
 /// The set that a chunk belongs to, below [`SETS`].
 #[inline(always)]
 #[must_use]
-pub const fn set_of(inode: u64, device: u32, number: u64) -> u32 {
+pub const fn set_of(inode: u64, super_block: u64, number: u64) -> u32 {
     // Fibonacci hashing: neighbours go to sets far apart.
-    let mixed = (inode ^ (device as u64) << 40)
+    let mixed = (inode ^ super_block.rotate_left(32))
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
         .wrapping_add(number)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15);

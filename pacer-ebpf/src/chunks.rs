@@ -67,7 +67,7 @@ unsafe extern "C" fn next_chunk(index: u32, context: *mut c_void) -> i64 {
 
 #[inline(always)]
 fn wrote_chunk(key: &FileKey, counts: &mut FileCounts, number: u64, now_ns: u64) {
-    let set = chunk::set_of(key.inode, key.device, number);
+    let set = chunk::set_of(key.inode, key.super_block, number);
     let Some(set) = CHUNKS.get_ptr_mut(set) else {
         return;
     };
@@ -81,7 +81,7 @@ fn wrote_chunk(key: &FileKey, counts: &mut FileCounts, number: u64, now_ns: u64)
         let chunk = &mut set[way];
         if chunk.number == number
             && chunk.inode == key.inode
-            && chunk.device == key.device
+            && chunk.super_block == key.super_block
             && chunk.written_at_ns != 0
         {
             written_again(chunk, counts, now_ns);
@@ -98,11 +98,11 @@ fn wrote_chunk(key: &FileKey, counts: &mut FileCounts, number: u64, now_ns: u64)
     }
     *chunk = Chunk {
         inode: key.inode,
-        device: key.device,
-        class: 0,
+        super_block: key.super_block,
         number,
         written_at_ns: now_ns,
         interval_ns: 0,
+        class: 0,
     };
     counts.chunks[0] += 1;
 }
@@ -114,10 +114,10 @@ fn written_again(chunk: &mut Chunk, counts: &mut FileCounts, now_ns: u64) {
     chunk.interval_ns = chunk::mean_with(chunk.interval_ns, interval_ns);
     chunk.written_at_ns = now_ns;
     let class = chunk::class_of(chunk.interval_ns);
-    if class != chunk.class {
+    if u64::from(class) != chunk.class {
         leave(counts, chunk.class);
-        join(counts, class);
-        chunk.class = class;
+        join(counts, u64::from(class));
+        chunk.class = u64::from(class);
     }
 }
 
@@ -126,8 +126,7 @@ fn written_again(chunk: &mut Chunk, counts: &mut FileCounts, now_ns: u64) {
 fn evict(chunk: &Chunk) {
     let key = FileKey {
         inode: chunk.inode,
-        device: chunk.device,
-        padding: 0,
+        super_block: chunk.super_block,
     };
     if let Some(counts) = FILES.get_ptr_mut(&key) {
         // SAFETY: this CPU's own value, as in `file::counts`; where it is the
@@ -139,14 +138,14 @@ fn evict(chunk: &Chunk) {
 }
 
 #[inline(always)]
-fn join(counts: &mut FileCounts, class: u32) {
+fn join(counts: &mut FileCounts, class: u64) {
     if let Some(chunks) = counts.chunks.get_mut(class as usize) {
         *chunks += 1;
     }
 }
 
 #[inline(always)]
-fn leave(counts: &mut FileCounts, class: u32) {
+fn leave(counts: &mut FileCounts, class: u64) {
     if let Some(chunks) = counts.chunks.get_mut(class as usize) {
         *chunks -= 1;
     }

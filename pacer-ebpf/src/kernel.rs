@@ -1,8 +1,10 @@
 //! Reads from the kernel's memory, at the offsets that the loader found in its
 //! BTF.
 
-use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use core::ptr;
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use pacer_common::counter;
 use pacer_common::file::FileKey;
 use pacer_common::kernel::KernelLayout;
@@ -10,7 +12,7 @@ use pacer_common::kernel::KernelLayout;
 use crate::report::count;
 
 #[unsafe(no_mangle)]
-static KERNEL_LAYOUT: Global<KernelLayout> = Global::new(KernelLayout {
+static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     task_files: 0,
     files_table: 0,
     table_files: 0,
@@ -23,18 +25,73 @@ static KERNEL_LAYOUT: Global<KernelLayout> = Global::new(KernelLayout {
     request_address: 0,
     request_length: 0,
     padding: 0,
-});
+};
 
-/// The offsets.
-#[inline(always)]
-pub(crate) fn layout() -> KernelLayout {
-    KERNEL_LAYOUT.load()
+/// The offset in one field of the layout, by its address. Read by itself and not
+/// with the others, so that the verifier knows its value, and at run time, since
+/// the loader sets it.
+macro_rules! offset {
+    ($field:ident) => {
+        // SAFETY: a field of a static.
+        unsafe { ptr::read_volatile(&raw const KERNEL_LAYOUT.$field) }
+    };
+}
+
+/// Follows a pointer that the verifier knows the type of: a plain load, which
+/// the kernel makes safe.
+macro_rules! follow {
+    ($pointer:expr, $field:ident) => {
+        // SAFETY: the verifier accepts a known type at a field's offset alone,
+        // and a load from an address that is gone gives 0.
+        unsafe {
+            *$pointer
+                .byte_add(offset!($field) as usize)
+                .cast::<*const u8>()
+        }
+    };
+}
+
+/// What a request of io_uring is about, as it enters the ring.
+pub(crate) struct RingRequest {
+    address: u64,
+}
+
+impl RingRequest {
+    /// The request at `address` in the kernel.
+    #[inline(always)]
+    pub(crate) const fn at(address: u64) -> Self {
+        Self { address }
+    }
+
+    /// The descriptor it is for.
+    #[inline(always)]
+    pub(crate) fn fd(&self) -> Option<u32> {
+        read_kernel(self.address, offset!(request_fd))
+    }
+
+    /// Where in the file, in bytes.
+    #[inline(always)]
+    pub(crate) fn position(&self) -> Option<u64> {
+        read_kernel(self.address, offset!(request_position))
+    }
+
+    /// Address of the buffer, or of the vectors.
+    #[inline(always)]
+    pub(crate) fn buffer(&self) -> Option<u64> {
+        read_kernel(self.address, offset!(request_address))
+    }
+
+    /// Bytes of the buffer, or how many vectors.
+    #[inline(always)]
+    pub(crate) fn length(&self) -> Option<u32> {
+        read_kernel(self.address, offset!(request_length))
+    }
 }
 
 /// The value `offset` bytes after `address` in the kernel. `T` must be valid
 /// for every byte pattern.
 #[inline(always)]
-pub(crate) fn read_kernel<T: Copy>(address: u64, offset: u32) -> Option<T> {
+fn read_kernel<T: Copy>(address: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper checks the address and fails where nothing is mapped;
     // callers ask for integers only.
     unsafe { bpf_probe_read_kernel((address + u64::from(offset)) as *const T) }.ok()
@@ -53,18 +110,21 @@ pub(crate) fn file_of(fd: u32) -> Option<FileKey> {
 
 #[inline(always)]
 fn try_file_of(fd: u32) -> Option<FileKey> {
-    let layout = layout();
     // SAFETY: the helper has no conditions.
-    let task = unsafe { bpf_get_current_task() };
-    let files: u64 = read_kernel(task, layout.task_files)?;
-    let table: u64 = read_kernel(files, layout.files_table)?;
-    let entries: u64 = read_kernel(table, layout.table_files)?;
-    let file: u64 = read_kernel(entries + u64::from(fd) * 8, 0)?;
-    let inode: u64 = read_kernel(file, layout.file_inode)?;
-    let super_block: u64 = read_kernel(inode, layout.inode_super)?;
+    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+    let files = follow!(task, task_files);
+    let table = follow!(files, files_table);
+    let entries = follow!(table, table_files) as u64;
+    let file: u64 = read_kernel(entries, fd * 8)?;
+    let inode: u64 = read_kernel(file, offset!(file_inode))?;
     Some(FileKey {
-        inode: read_kernel(inode, layout.inode_number)?,
-        device: read_kernel(super_block, layout.super_device)?,
-        padding: 0,
+        inode: read_kernel(inode, offset!(inode_number))?,
+        super_block: read_kernel(inode, offset!(inode_super))?,
     })
+}
+
+/// The device of a file's file system, as the kernel packs it.
+#[inline(always)]
+pub(crate) fn device_of(key: &FileKey) -> Option<u32> {
+    read_kernel(key.super_block, offset!(super_device))
 }

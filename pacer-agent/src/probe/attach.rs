@@ -13,7 +13,7 @@ use pacer_common::{event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
-use super::{ProbeError, process};
+use super::{ProbeError, build_id, formats, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -92,10 +92,27 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
+    if formats::has_formatted_image(tgid) {
+        attach_backends(ebpf, tgid, &mut warnings);
+    }
     Ok(Attached {
         warnings,
         state_uprobe,
     })
+}
+
+/// Raw images need none of it: there the file's offsets are the guest's. A hit
+/// costs about a microsecond.
+fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
+    if let Err(reason) = build_id::check(tgid) {
+        warnings.push(format!(
+            "guest writes behind image formats are not watched: {reason}"
+        ));
+        return;
+    }
+    for function in hooks::BACKENDS {
+        warnings.extend(attach_first(ebpf, &function, tgid).err());
+    }
 }
 
 fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) {

@@ -9,9 +9,11 @@
 pub mod activity;
 mod attach;
 mod btf;
+mod build_id;
 mod counters;
 mod error;
 mod event;
+mod formats;
 mod hooks;
 mod kernel;
 mod object;
