@@ -27,28 +27,32 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     padding: 0,
 };
 
-/// The offset in one field of the layout, by its address. Read by itself and not
-/// with the others, so that the verifier knows its value, and at run time, since
-/// the loader sets it.
+/// The offset in one field of the layout. Read by itself and not with the
+/// others, so that the verifier knows its value.
 macro_rules! offset {
     ($field:ident) => {
-        // SAFETY: a field of a static.
-        unsafe { ptr::read_volatile(&raw const KERNEL_LAYOUT.$field) }
+        layout_word(&KERNEL_LAYOUT.$field)
     };
 }
 
-/// Follows a pointer that the verifier knows the type of: a plain load, which
-/// the kernel makes safe.
-macro_rules! follow {
-    ($pointer:expr, $field:ident) => {
-        // SAFETY: the verifier accepts a known type at a field's offset alone,
-        // and a load from an address that is gone gives 0.
-        unsafe {
-            *$pointer
-                .byte_add(offset!($field) as usize)
-                .cast::<*const u8>()
-        }
-    };
+/// Read at run time, since the loader sets it.
+#[inline(always)]
+fn layout_word(field: &'static u32) -> u32 {
+    // SAFETY: a reference is valid to read.
+    unsafe { ptr::read_volatile(field) }
+}
+
+/// Follows the pointer at `offset` of a structure whose type the verifier
+/// knows: a plain load, which the kernel makes safe.
+///
+/// # Safety
+///
+/// `structure` must be such a pointer; the verifier checks it.
+#[inline(always)]
+unsafe fn follow(structure: *const u8, offset: u32) -> *const u8 {
+    // SAFETY: accepted at a field's offset alone; a load from an address that is
+    // gone gives 0.
+    unsafe { *structure.byte_add(offset as usize).cast::<*const u8>() }
 }
 
 /// What a request of io_uring is about, as it enters the ring.
@@ -112,9 +116,12 @@ pub(crate) fn file_of(fd: u32) -> Option<FileKey> {
 fn try_file_of(fd: u32) -> Option<FileKey> {
     // SAFETY: the helper has no conditions.
     let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
-    let files = follow!(task, task_files);
-    let table = follow!(files, files_table);
-    let entries = follow!(table, table_files) as u64;
+    // SAFETY: the current task, and from there by fields of known types.
+    let entries = unsafe {
+        let files = follow(task, offset!(task_files));
+        let table = follow(files, offset!(files_table));
+        follow(table, offset!(table_files)) as u64
+    };
     let file: u64 = read_kernel(entries, fd * 8)?;
     let inode: u64 = read_kernel(file, offset!(file_inode))?;
     Some(FileKey {
