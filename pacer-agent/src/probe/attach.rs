@@ -13,7 +13,7 @@ use pacer_common::{event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
-use super::{ProbeError, build_id, formats, process};
+use super::{ProbeError, build_id, open_files, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -80,6 +80,9 @@ pub(super) fn observe(
         .map_err(|source| ProbeError::Map { name, source })?;
     let mut warnings = Vec::new();
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
+    if open_files::has_tap(tgid) {
+        attach_optional(ebpf, &hooks::TAP, &mut warnings);
+    }
     if has_io_uring {
         attach_optional(ebpf, &hooks::IO_URING, &mut warnings);
     } else {
@@ -92,7 +95,7 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
-    if formats::has_formatted_image(tgid) {
+    if open_files::has_formatted_image(tgid) {
         attach_backends(ebpf, tgid, &mut warnings);
     }
     Ok(Attached {

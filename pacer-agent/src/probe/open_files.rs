@@ -1,7 +1,8 @@
-//! Whether a process has an image open whose format hides the guest's offsets.
+//! What a process has open that decides which programs are worth attaching.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+use std::path::{Path, PathBuf};
 
 /// How the image formats that QEMU writes begin.
 const MAGICS: [&[u8]; 7] = [
@@ -17,20 +18,34 @@ const MAGICS: [&[u8]; 7] = [
 /// Longest of [`MAGICS`].
 const MAGIC_BYTES: usize = 8;
 
+/// What every tap device is opened by.
+const TUN: &str = "/dev/net/tun";
+
 /// Whether one of the files that process `tgid` has open is an image with a
 /// format of its own. What may not be looked at counts as raw.
 pub(super) fn has_formatted_image(tgid: u32) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{tgid}/fd")) else {
-        return false;
-    };
-    entries.filter_map(Result::ok).any(|entry| {
-        let path = entry.path();
+    descriptors(tgid).any(|path| {
         // Asked first: opening a terminal or a pipe may do something.
         let is_storage = fs::metadata(&path).is_ok_and(|metadata| {
             metadata.file_type().is_file() || metadata.file_type().is_block_device()
         });
         is_storage && File::open(&path).is_ok_and(|file| begins_with_magic(&file))
     })
+}
+
+/// Whether process `tgid` has a tap device open.
+pub(super) fn has_tap(tgid: u32) -> bool {
+    descriptors(tgid).any(|path| fs::read_link(path).is_ok_and(|target| target == Path::new(TUN)))
+}
+
+/// The links to what the process has open; none where they may not be seen.
+fn descriptors(tgid: u32) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{tgid}/fd"));
+    entries
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
 }
 
 fn begins_with_magic(file: &File) -> bool {
@@ -52,5 +67,6 @@ mod tests {
         file.write_all(b"QFI\xfb\0\0\0\x03").expect("room");
         assert!(begins_with_magic(&file));
         assert!(has_formatted_image(std::process::id()));
+        assert!(!has_tap(std::process::id()));
     }
 }
