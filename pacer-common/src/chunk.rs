@@ -9,7 +9,9 @@ pub const CHUNKS: &str = "CHUNKS";
 
 /// Sets in the table: a power of two. With [`WAYS`] it holds 64 Ki chunks, that
 /// is 64 GiB under writes at a time, in 3 MiB.
-pub const SETS: u32 = 1 << 14;
+pub const SETS: u32 = 1 << SET_BITS;
+
+const SET_BITS: u32 = 14;
 
 /// Chunks in a set.
 pub const WAYS: usize = 4;
@@ -24,7 +26,10 @@ pub const MAX_CHUNKS: u32 = 64;
 
 /// Classes of mean intervals. Class 0: written once. Class `k` from 1: below
 /// 2^(k+20) ns and, but for the first, at least half of that; the last is open.
-pub const CLASSES: usize = 24;
+pub const CLASSES: usize = LAST_CLASS as usize + 1;
+
+/// The class of the longest intervals, from 73 minutes.
+const LAST_CLASS: u32 = 23;
 
 /// log2 of the upper end of class 1's intervals in ns, about 2 ms.
 const FIRST_SHIFT: u32 = 21;
@@ -62,8 +67,11 @@ const _: () = {
 #[must_use]
 pub const fn class_of(interval_ns: u64) -> u32 {
     let bits = u64::BITS - (interval_ns >> FIRST_SHIFT).leading_zeros();
-    let last = CLASSES as u32 - 1;
-    if bits + 1 < last { bits + 1 } else { last }
+    if bits < LAST_CLASS {
+        bits + 1
+    } else {
+        LAST_CLASS
+    }
 }
 
 /// The lower end of a class' intervals in ns. Class 0 has no intervals.
@@ -96,7 +104,7 @@ pub const fn set_of(inode: u64, super_block: u64, number: u64) -> u32 {
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
         .wrapping_add(number)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 32) as u32 & (SETS - 1)
+    (mixed >> 32) as u32 >> (u32::BITS - SET_BITS)
 }
 
 #[cfg(test)]
@@ -105,14 +113,14 @@ mod tests {
 
     #[test]
     fn classes_meet_without_gaps() {
-        for class in 1..CLASSES as u32 {
+        for class in 1..=LAST_CLASS {
             let start = class_start_ns(class);
             assert_eq!(class_of(start), class);
             if class > 1 {
                 assert_eq!(class_of(start - 1), class - 1);
             }
         }
-        assert_eq!(class_of(u64::MAX), CLASSES as u32 - 1);
+        assert_eq!(class_of(u64::MAX), LAST_CLASS);
     }
 
     #[test]

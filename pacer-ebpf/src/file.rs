@@ -17,7 +17,7 @@ pub(crate) fn wrote(key: &FileKey, offset: u64, bytes: u64) {
     if let Some(counts) = counts(key) {
         counts.writes += 1;
         counts.written_bytes += bytes;
-        chunks::wrote(key, counts, offset, bytes);
+        chunks::wrote(key, &raw mut *counts, offset, bytes);
     }
 }
 
