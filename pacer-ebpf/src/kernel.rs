@@ -95,7 +95,7 @@ impl RingRequest {
 /// The value `offset` bytes after `address` in the kernel. `T` must be valid
 /// for every byte pattern.
 #[inline(always)]
-fn read_kernel<T: Copy>(address: u64, offset: u32) -> Option<T> {
+pub(crate) fn read_kernel<T: Copy>(address: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper checks the address and fails where nothing is mapped;
     // callers ask for integers only.
     unsafe { bpf_probe_read_kernel((address + u64::from(offset)) as *const T) }.ok()

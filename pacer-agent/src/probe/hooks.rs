@@ -23,6 +23,14 @@ const fn syscall(program: &'static str, tracepoint: &'static str) -> Hook {
     }
 }
 
+const fn sock(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook {
+        program,
+        category: "sock",
+        tracepoint,
+    }
+}
+
 const fn io_uring(program: &'static str, tracepoint: &'static str) -> Hook {
     Hook {
         program,
@@ -59,6 +67,12 @@ pub(super) const TAP: [Hook; 1] = [syscall("pread_exit", "sys_exit_read")];
 pub(super) const IO_URING: [Hook; 2] = [
     io_uring("io_uring_complete", "io_uring_complete"),
     io_uring("io_uring_submit", "io_uring_submit_req"),
+];
+
+/// What QEMU sends and receives. Since Linux 6.3.
+pub(super) const SOCKETS: [Hook; 2] = [
+    sock("sock_send", "sock_send_length"),
+    sock("sock_receive", "sock_recv_length"),
 ];
 
 pub(super) const STATE_UPROBE: &str = "migrate_set_state";

@@ -14,7 +14,7 @@ use super::activity::{
     Activity, BackendActivity, ChunkIntervals, DeviceId, DeviceReads, FileActivity, FileId,
     IntervalClass, Requests,
 };
-use super::counters;
+use super::{counters, sockets};
 
 /// Everything counted so far.
 pub(super) fn read(ebpf: &Ebpf) -> Activity {
@@ -22,7 +22,8 @@ pub(super) fn read(ebpf: &Ebpf) -> Activity {
         files: files(ebpf).unwrap_or_default(),
         backends: backends(ebpf).unwrap_or_default(),
         devices: Vec::new(),
-        sockets: Vec::new(),
+        sockets: sockets::read(ebpf).unwrap_or_default(),
+        sent_bytes: counters::sum(ebpf, counter::SENT_BYTES),
         device_reads: DeviceReads {
             ram_bytes: counters::sum(ebpf, counter::READ_TO_RAM_BYTES),
             other_bytes: counters::sum(ebpf, counter::READ_ELSEWHERE_BYTES),
