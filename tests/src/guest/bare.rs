@@ -171,6 +171,11 @@ impl BareGuest {
         network: false,
     };
 
+    /// Bytes from address 0 that [`BareGuest::state`] and
+    /// [`BareGuest::counters`] need, the former without `stores`: little, for
+    /// a guest that is not to be held up.
+    pub const STATE_BYTES: u64 = CONTROL_ADDRESS + PAGE_BYTES as u64;
+
     /// Checks that such a guest can be.
     ///
     /// # Errors
