@@ -35,7 +35,7 @@ pub(super) struct Attached {
 pub(super) fn check_tracefs() -> Result<(), ProbeError> {
     for path in TRACEFS {
         match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
-            Ok(true) => return Ok(()),
+            Ok(true) => return check_readable(Path::new(path)),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 let path = PathBuf::from(path);
                 return Err(ProbeError::TracefsUnreadable { path, source });
@@ -45,6 +45,18 @@ pub(super) fn check_tracefs() -> Result<(), ProbeError> {
         }
     }
     Err(ProbeError::TracefsMissing)
+}
+
+/// Its directories may be open to all and what is in them to its group alone.
+fn check_readable(tracefs: &Path) -> Result<(), ProbeError> {
+    let path = tracefs.join("events/syscalls/sys_exit_ioctl/id");
+    match fs::read(&path) {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ProbeError::TracefsUnreadable { path, source })
+        }
+        // What is missing is told where it is needed.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Creates the maps and prepares the programs; no process is observed yet.
