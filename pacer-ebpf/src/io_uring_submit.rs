@@ -4,11 +4,10 @@
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use pacer_common::counter;
-use pacer_common::kernel::KernelLayout;
 use pacer_common::uring::Request;
 
 use crate::filter::observed_thread;
-use crate::kernel::{file_of, layout, read_kernel};
+use crate::kernel::{RingRequest, file_of};
 use crate::maps::REQUESTS;
 use crate::report::count;
 use crate::vectors::total_bytes;
@@ -40,28 +39,27 @@ fn try_io_uring_submit(context: &TracePointContext) -> Option<()> {
     }
     observed_thread()?;
     let address = tracepoint::field(context, tracepoint.submit_request)?;
-    let layout = layout();
+    let request = RingRequest::at(address);
     let is_write = matches!(opcode, WRITEV | WRITE_FIXED | WRITE);
-    let request = Request {
-        file: file_of(read_kernel(address, layout.request_fd)?)?,
-        offset: read_kernel(address, layout.request_position)?,
+    let noted = Request {
+        file: file_of(request.fd()?)?,
+        offset: request.position()?,
         is_write: u64::from(is_write),
     };
-    if REQUESTS.insert(address, request, 0).is_err() {
+    if REQUESTS.insert(address, noted, 0).is_err() {
         count(counter::MAP_FULL);
     }
     if !is_write {
         // Now and not at the completion, which may run in another process.
-        read_into(address, &layout, opcode == READV)?;
+        read_into(&request, opcode == READV)?;
     }
     Some(())
 }
 
 #[inline(always)]
-fn read_into(request: u64, layout: &KernelLayout, is_vectored: bool) -> Option<()> {
-    let buffer = read_kernel(request, layout.request_address)?;
-    let length: u32 = read_kernel(request, layout.request_length)?;
-    let length = u64::from(length);
+fn read_into(request: &RingRequest, is_vectored: bool) -> Option<()> {
+    let buffer = request.buffer()?;
+    let length = u64::from(request.length()?);
     if is_vectored {
         device_memory::read_into_vectors(buffer, length, total_bytes(buffer, length));
     } else {

@@ -18,7 +18,7 @@ use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
 use super::kernel::Kernel;
 use super::tracepoints::Tracepoints;
-use super::{ProbeError, process};
+use super::{ProbeError, build_id, open_files, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 pub(super) const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -36,7 +36,7 @@ pub(super) struct Attached {
 pub(super) fn check_tracefs() -> Result<(), ProbeError> {
     for path in TRACEFS {
         match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
-            Ok(true) => return Ok(()),
+            Ok(true) => return check_readable(Path::new(path)),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 let path = PathBuf::from(path);
                 return Err(ProbeError::TracefsUnreadable { path, source });
@@ -46,6 +46,18 @@ pub(super) fn check_tracefs() -> Result<(), ProbeError> {
         }
     }
     Err(ProbeError::TracefsMissing)
+}
+
+/// Its directories may be open to all and what is in them to its group alone.
+fn check_readable(tracefs: &Path) -> Result<(), ProbeError> {
+    let path = tracefs.join("events/syscalls/sys_exit_ioctl/id");
+    match fs::read(&path) {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ProbeError::TracefsUnreadable { path, source })
+        }
+        // What is missing is told where it is needed.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Creates the maps and prepares the programs; no process is observed yet.
@@ -93,6 +105,9 @@ pub(super) fn observe(
         .map_err(|source| ProbeError::Map { name, source })?;
     let mut warnings = Vec::new();
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
+    if open_files::has_tap(tgid) {
+        attach_optional(ebpf, &hooks::TAP, &mut warnings);
+    }
     let unusable = unusable(&hooks::IO_URING, tracepoints);
     if !kernel.has_io_uring {
         warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
@@ -119,6 +134,9 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
+    if open_files::has_formatted_image(tgid) {
+        attach_backends(ebpf, tgid, &mut warnings);
+    }
     Ok(Attached {
         warnings,
         state_uprobe,
@@ -139,6 +157,20 @@ pub(super) fn attach_block(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<(), Probe
             .map_err(|source| ProbeError::from_program(name, ATTACHED, source))?;
     }
     Ok(())
+}
+
+/// Raw images need none of it: there the file's offsets are the guest's. A hit
+/// costs about a microsecond.
+fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
+    if let Err(reason) = build_id::check(tgid) {
+        warnings.push(format!(
+            "guest writes behind image formats are not watched: {reason}"
+        ));
+        return;
+    }
+    for function in hooks::BACKENDS {
+        warnings.extend(attach_first(ebpf, &function, tgid).err());
+    }
 }
 
 fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) {

@@ -1,7 +1,7 @@
 //! What the programs counted, and what they cost.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -23,12 +23,6 @@ pub struct ProbeCounters {
     pub unreadable: u64,
     /// Calls or slots that found no room in a map.
     pub map_full: u64,
-    /// Runs that the kernel left out. It starts no program on a tracepoint while
-    /// another runs on the same CPU: what happens in an interrupt then is not
-    /// seen. (The block devices' are on raw tracepoints, where only a program
-    /// that would interrupt itself is left out.) `None` where the kernel does
-    /// not tell.
-    pub missed_runs: Option<u64>,
     /// Time spent in the programs, in nanoseconds, the filter's turning away of
     /// other processes included. `None` where the kernel does not count it
     /// (`kernel.bpf_stats_enabled`).
@@ -52,7 +46,6 @@ pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCounters {
         unknown_slots: sum(ebpf, counter::UNKNOWN_SLOTS),
         unreadable: sum(ebpf, counter::UNREADABLE),
         map_full: sum(ebpf, counter::MAP_FULL),
-        missed_runs: missed_runs(ebpf),
         run_ns,
         run_count,
     }
@@ -88,36 +81,7 @@ fn run_statistics(ebpf: &Ebpf, stats: bool) -> Option<(u64, u64)> {
     Some((run_ns, run_count))
 }
 
-fn missed_runs(ebpf: &Ebpf) -> Option<u64> {
-    ebpf.programs()
-        // A program that was not loaded (an absent hook) has no descriptor.
-        .filter_map(|(_, program)| program.fd().ok())
-        .map(|program| {
-            let fd = program.as_fd().as_raw_fd();
-            misses_in(&fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?)
-        })
-        .sum()
-}
-
-/// Of a program's `fdinfo`, since Linux 5.12.
-fn misses_in(fdinfo: &str) -> Option<u64> {
-    fdinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
-}
-
-fn enabled_for_all() -> bool {
+/// Whether the accounting is on for the whole system.
+pub(super) fn enabled_for_all() -> bool {
     fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn misses_are_found() {
-        let fdinfo = "prog_type:\t5\nrun_cnt:\t7\nrecursion_misses:\t12\n";
-        assert_eq!(misses_in(fdinfo), Some(12));
-        assert_eq!(misses_in("prog_type:\t5\n"), None);
-    }
 }

@@ -10,6 +10,8 @@ pub mod activity;
 mod attach;
 pub mod block_devices;
 mod btf;
+mod build_id;
+mod cost;
 mod counters;
 mod devices;
 mod error;
@@ -17,6 +19,7 @@ mod event;
 mod hooks;
 mod kernel;
 mod object;
+mod open_files;
 mod process;
 mod sockets;
 mod totals;
@@ -40,6 +43,7 @@ use kernel::Kernel;
 use tracepoints::Tracepoints;
 
 pub use activity::Activity;
+pub use cost::{ProbeCost, ProgramCost};
 pub use counters::ProbeCounters;
 pub use error::ProbeError;
 pub use event::{Event, EventKind};
@@ -187,6 +191,13 @@ impl Probe {
         counters::read(&self.ebpf, self.stats.is_some())
     }
 
+    /// What each program cost since the attach, and the memory that is held.
+    /// Asks the kernel about every program and map: for a tick, too.
+    #[must_use]
+    pub fn cost(&self) -> ProbeCost {
+        cost::read(&self.ebpf, self.stats.is_some())
+    }
+
     /// What was counted since the attach. Reads the kernel's maps: for a tick,
     /// not for every event.
     #[must_use]
@@ -210,6 +221,13 @@ impl Probe {
             self.block_attached = true;
         }
         devices::watch(&mut self.ebpf, devices)
+    }
+
+    /// The observed process: the thread group's number. `None` while it is not
+    /// known.
+    #[must_use]
+    pub const fn process(&self) -> Option<u32> {
+        self.tgid
     }
 
     /// The hooks that did not attach, each with the reason.
@@ -238,9 +256,10 @@ impl Probe {
     }
 }
 
-fn watch(ring: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// `descriptor` with the runtime, to wait until it is readable.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the same open descriptor for as long as it lives,
     // and the `AsyncFd` owns it.
-    let waiter = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    let waiter = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     Ok(waiter?)
 }

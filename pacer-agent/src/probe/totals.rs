@@ -47,9 +47,12 @@ fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
         count: sum(count),
         bytes: sum(bytes),
     };
+    // The file systems without a device have minor numbers, so it is never 0.
+    let device = cpus.iter().map(|counts| counts.device).max().unwrap_or(0);
+    let device = u32::try_from(device).unwrap_or(0);
     FileActivity {
         id: FileId {
-            device: DeviceId::from_kernel(key.device),
+            device: DeviceId::from_kernel(device),
             inode: key.inode,
         },
         written: requests(|counts| counts.writes, |counts| counts.written_bytes),
@@ -117,10 +120,10 @@ mod tests {
     fn cpus_add_up() {
         let key = FileKey {
             inode: 7,
-            device: 254 << 20 | 3,
-            padding: 0,
+            super_block: 1,
         };
         let mut first = FileCounts {
+            device: 254 << 20 | 3,
             writes: 2,
             written_bytes: 8192,
             evicted_chunks: 1,
