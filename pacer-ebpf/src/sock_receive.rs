@@ -7,14 +7,10 @@ use pacer_common::counter;
 
 use crate::filter::observed_thread;
 use crate::report::count_bytes;
-use crate::syscall::registers;
 use crate::tracepoint;
 
 // https://github.com/torvalds/linux/blob/v6.18/include/linux/socket.h
 const MSG_PEEK: i32 = 2;
-
-// https://github.com/torvalds/linux/blob/v6.18/arch/x86/entry/syscalls/syscall_64.tbl
-const READ: u64 = 0;
 
 #[tracepoint]
 fn sock_receive(context: TracePointContext) -> u32 {
@@ -29,9 +25,8 @@ fn try_sock_receive(context: &TracePointContext) -> Option<()> {
     let flags: i32 = tracepoint::field(context, layout.receive_flags)?;
     let result: i32 = tracepoint::field(context, layout.receive_result)?;
     let bytes = u64::try_from(result).ok().filter(|&bytes| bytes > 0)?;
-    // What is only looked at comes once more. What `read` takes is counted at
-    // its end, as from any file.
-    if flags & MSG_PEEK == 0 && registers().number() != READ {
+    // What is only looked at comes once more.
+    if flags & MSG_PEEK == 0 {
         count_bytes(counter::READ_ELSEWHERE_BYTES, bytes);
     }
     Some(())

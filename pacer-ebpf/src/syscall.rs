@@ -29,13 +29,6 @@ pub(crate) fn registers() -> Registers {
 }
 
 impl Registers {
-    /// The call's number.
-    #[inline(always)]
-    pub(crate) fn number(&self) -> u64 {
-        // SAFETY: as in `first`.
-        unsafe { (*self.0).orig_rax }
-    }
-
     #[inline(always)]
     fn first(&self) -> u64 {
         // SAFETY: the helper returned the task's registers, which the verifier

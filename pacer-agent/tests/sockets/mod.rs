@@ -149,7 +149,7 @@ fn received_bytes_are_counted_once() {
     let before = probe.activity().device_reads.other_bytes;
     let mut buffer = [0; 1000];
     assert_eq!(server.peek(&mut buffer).expect("it looks"), 1000);
-    // std receives by `recv`; `read` is seen as a socket's and as a file's.
+    // std receives by `recv`.
     server.read_exact(&mut buffer).expect("it is there");
     // SAFETY: the buffer has room for what is asked for.
     let read = unsafe { libc::read(server.as_raw_fd(), buffer.as_mut_ptr().cast(), 700) };
