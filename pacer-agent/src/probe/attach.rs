@@ -238,12 +238,23 @@ fn attach_uprobe(
     load_once(program.load(), name)?;
     // The link and not what it points to: it leads to the right file in another
     // mount namespace too, and after an upgrade has replaced it.
-    let target = format!("/proc/{tgid}/exe");
+    let executable = format!("/proc/{tgid}/exe");
     let scope = NonZeroU32::new(tgid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
-    match program.attach(symbol, target, scope) {
+    match program.attach(symbol, &executable, scope) {
         Ok(_) => Ok(()),
-        Err(source) if is_symbol_missing(&source) => Err(ProbeError::SymbolMissing { symbol }),
+        Err(source) if is_symbol_missing(&source) => Err(explain_missing(&executable, symbol)),
         Err(source) => Err(ProbeError::from_program(name, ATTACHED, source)),
+    }
+}
+
+/// aya says the same of a binary without the symbol and of one that it may not
+/// read.
+fn explain_missing(executable: &str, symbol: &'static str) -> ProbeError {
+    match fs::File::open(executable) {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            ProbeError::BinaryUnreadable { source }
+        }
+        Ok(_) | Err(_) => ProbeError::SymbolMissing { symbol },
     }
 }
 
