@@ -1,5 +1,6 @@
 //! A running QEMU, owned by a value.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -12,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::block_stats::{self, BlockStats};
+use crate::disk::{self, DiskOptions};
 use crate::guest::bare::{BareGuest, BareState};
 use crate::guest::linux::LinuxGuest;
 use crate::guest::memory::GuestMemory;
@@ -62,6 +65,9 @@ pub struct VmOptions {
     pub paused: bool,
     /// In a process group of its own, so that Ctrl-C does not reach it.
     pub own_group: bool,
+    /// Disks beside those the guest has of its own; their images are made by
+    /// [`DiskOptions::create_image`].
+    pub disks: Vec<DiskOptions>,
     /// Appended to QEMU's command line.
     pub extra_args: Vec<OsString>,
 }
@@ -77,6 +83,7 @@ impl VmOptions {
             incoming: None,
             paused: false,
             own_group: false,
+            disks: Vec::new(),
             extra_args: Vec::new(),
         }
     }
@@ -210,9 +217,12 @@ impl Vm {
     /// # Errors
     /// It has not within `timeout`, or QEMU has ended.
     pub fn wait_started(&self, timeout: Duration) -> Result<()> {
-        match self.guest {
+        match &self.guest {
             Guest::Bare(_) => self.wait_serial(|serial| serial.contains('R'), timeout),
-            Guest::Linux(_) => self.wait_serial(|serial| serial.contains("PACER 1 "), timeout),
+            Guest::Linux(guest) => {
+                let mark = guest.started_mark();
+                self.wait_serial(|serial| serial.contains(mark), timeout)
+            }
         }
     }
 
@@ -247,6 +257,14 @@ impl Vm {
         let file = File::open(&path)?;
         std::fs::remove_file(&path)?;
         Ok(GuestMemory::from_file(file))
+    }
+
+    /// What QEMU has counted for each of [`VmOptions::disks`], by its id.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn block_stats(&self) -> Result<BTreeMap<String, BlockStats>> {
+        block_stats::parse(&self.qmp("query-blockstats", json!({}))?)
     }
 
     /// Compares all memory of the bare guest in this machine, which is stopped
@@ -335,8 +353,10 @@ fn command(options: &VmOptions, folder: &Path) -> Result<Command> {
     }
     match &options.guest {
         Guest::Bare(guest) => bare_args(&mut command, guest, options.accel, folder)?,
-        Guest::Linux(guest) => guest.add_args(&mut command),
+        Guest::Linux(guest) => guest.add_args(&mut command, options.disks.len()),
     }
+    let legacy = matches!(options.guest, Guest::Bare(_));
+    disk::add_args(&mut command, &options.disks, legacy);
     match &options.incoming {
         None => {}
         Some(Incoming::Defer) => drop(command.args(["-incoming", "defer"])),

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use pacer_tests::disk::{DetectZeroes, DiskAio, DiskBus, DiskCache, DiskFormat, DiskOptions};
 use pacer_tests::guest::bare::BareGuest;
+use pacer_tests::guest::disk_load::{DiskLoad, parse_disk_reports};
 use pacer_tests::guest::linux::{LinuxGuest, LinuxWork, check_heartbeats};
 use pacer_tests::process::{free_port, wait_until};
 use pacer_tests::qemu::{Accel, QemuInstall, QemuVersion};
@@ -163,5 +165,67 @@ fn a_linux_guest_arrives_whole_and_goes_on() -> Result<()> {
     destination.wait_serial(|serial| serial.matches("PACER ").count() > 10, TIMEOUT)?;
     let last = check_heartbeats(&source.serial(), &destination.serial())?;
     assert!(last > 15, "{last}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_disk_load_is_what_qemu_counts() -> Result<()> {
+    const DISK_BYTES: u64 = 32 << 20;
+    let load = DiskLoad {
+        seed: 1,
+        requests: 60,
+        granularity_bytes: 512,
+    };
+    let folder = tempfile::tempdir()?;
+    let disk = |id: &str| DiskOptions::new(id, folder.path().join(id));
+    let mut options = options(Guest::Linux(LinuxGuest::with_disk_load(load, 192)?))?;
+    options.disks = vec![
+        DiskOptions {
+            discard: true,
+            detect_zeroes: DetectZeroes::Unmap,
+            ..disk("plain")
+        },
+        DiskOptions {
+            format: DiskFormat::Qcow2,
+            aio: DiskAio::Native,
+            cache: DiskCache::None,
+            iothread: true,
+            bus: DiskBus::VirtioScsi,
+            ..disk("scsi")
+        },
+        DiskOptions {
+            aio: DiskAio::IoUring,
+            cache: DiskCache::Directsync,
+            bus: DiskBus::Ide,
+            ..disk("ata")
+        },
+    ];
+    for disk in &options.disks {
+        disk.create_image(DISK_BYTES)?;
+    }
+    let vm = Vm::start(&options)?;
+    vm.wait_serial(
+        |serial| parse_disk_reports(serial).map_or(true, |done| done.is_some()),
+        TIMEOUT,
+    )?;
+    let reports = parse_disk_reports(&vm.serial())?.unwrap_or_default();
+    assert_eq!(reports.len(), options.disks.len());
+    let stats = vm.block_stats()?;
+    for report in &reports {
+        let stats = stats[&report.name];
+        assert_eq!(
+            stats.wr_bytes,
+            report.written_bytes + report.zeroed_bytes,
+            "{report:?} {stats:?}"
+        );
+        if report.name != "plain" {
+            // virtio-blk does not count discards.
+            assert_eq!(stats.unmap_bytes, report.discarded_bytes, "{report:?}");
+        }
+        assert!(stats.rd_bytes >= report.read_bytes, "{report:?}");
+        assert_eq!(stats.failed_operations, 0, "{report:?}");
+        assert!(report.writes > 20 && report.reads > 0 && report.flushes > 0);
+    }
     Ok(())
 }
