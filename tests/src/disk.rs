@@ -111,7 +111,8 @@ impl DiskOptions {
         }
     }
 
-    /// Whether QEMU, of any version that is tested, takes this together.
+    /// Whether QEMU, of any version that is tested, takes this together. An IDE
+    /// disk can have no thread: there is no way to tell QEMU.
     #[must_use]
     pub const fn accepts(&self) -> bool {
         let native_is_direct = !matches!(self.aio, DiskAio::Native) || self.cache.is_direct();
