@@ -15,5 +15,12 @@ pub const UNREADABLE: u32 = 3;
 /// Slot of: calls or memory slots that found no room in a map.
 pub const MAP_FULL: u32 = 4;
 
+/// Slot of: writes longer than their chunks are followed.
+pub const CUT_WRITES: u32 = 5;
+/// Slot of: bytes read to addresses in guest memory.
+pub const READ_TO_RAM_BYTES: u32 = 6;
+/// Slot of: bytes read to other addresses.
+pub const READ_ELSEWHERE_BYTES: u32 = 7;
+
 /// How many counters there are.
-pub const COUNT: u32 = 5;
+pub const COUNT: u32 = 8;

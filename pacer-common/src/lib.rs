@@ -4,9 +4,13 @@
 //! valid value and every byte is written.
 #![no_std]
 
-pub mod call;
+pub mod backend;
+pub mod chunk;
 pub mod counter;
 pub mod dirty_log;
 pub mod event;
+pub mod file;
+pub mod kernel;
 pub mod settings;
 pub mod slot;
+pub mod uring;

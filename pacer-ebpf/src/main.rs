@@ -1,23 +1,33 @@
 //! Pacer's eBPF programs, one a file. Each asks first whether it runs for the
-//! observed process; what it finds goes as an event into one ring, and nothing
-//! is lost without being counted.
+//! observed process. What is rare goes as an event into one ring; what is
+//! frequent is counted in maps, with constant work for each call. Nothing is
+//! lost without being counted.
 #![no_std]
 #![no_main]
 
-mod calls;
+mod backends;
+mod chunks;
+mod device_memory;
 mod dirty_log;
+mod fallocate_exit;
+mod file;
 mod filter;
-mod io_submit_enter;
 mod io_submit_exit;
-mod ioctl_enter;
+mod io_uring_complete;
+mod io_uring_submit;
 mod ioctl_exit;
+mod kernel;
+mod kvm;
 mod maps;
 mod migrate_set_state;
 mod migration_bitmap_sync;
-mod pwrite_enter;
+mod pread_exit;
+mod preadv_exit;
 mod pwrite_exit;
 mod report;
+mod syscall;
 mod user;
+mod vectors;
 mod vm_stop;
 
 // The kernel lends helpers such as `bpf_probe_read_user` to GPL programs only.

@@ -1,21 +1,22 @@
 //! The maps. Their names are constants in `pacer-common`.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
-use pacer_common::call::{Call, MAX_CALLS};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use pacer_common::backend::{BackendCounts, BackendKey, MAX_BACKENDS};
+use pacer_common::chunk::{ChunkSet, SETS};
 use pacer_common::counter;
 use pacer_common::dirty_log::PIECE_WORDS;
 use pacer_common::event::RING_BYTES;
+use pacer_common::file::{FileCounts, FileKey, MAX_FILES};
 use pacer_common::slot::MAX_SLOTS;
+use pacer_common::uring::{MAX_REQUESTS, Request};
 
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
-
-#[map]
-pub(crate) static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(MAX_CALLS, 0);
 
 #[map]
 pub(crate) static OBSERVED: Array<u32> = Array::with_max_entries(1, 0);
@@ -25,3 +26,18 @@ pub(crate) static SLOTS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SLOTS
 
 #[map]
 pub(crate) static PIECE: PerCpuArray<[u64; PIECE_WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+// Not allocated before it is used: on a machine of many CPUs it would be large.
+#[map]
+pub(crate) static FILES: PerCpuHashMap<FileKey, FileCounts> =
+    PerCpuHashMap::with_max_entries(MAX_FILES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static CHUNKS: Array<ChunkSet> = Array::with_max_entries(SETS, 0);
+
+#[map]
+pub(crate) static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(MAX_REQUESTS, 0);
+
+#[map]
+pub(crate) static BACKENDS: HashMap<BackendKey, BackendCounts> =
+    HashMap::with_max_entries(MAX_BACKENDS, BPF_F_NO_PREALLOC);

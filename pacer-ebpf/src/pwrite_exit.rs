@@ -1,16 +1,14 @@
-//! `sys_exit_pwrite64`, `pwritev`, `pwritev2`: how many bytes were written.
+//! `sys_exit_pwrite64`, `pwritev`, `pwritev2`: a file was written. The three
+//! have descriptor and position in the same registers, so one program serves
+//! all.
 
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
-use pacer_common::call::WRITE;
-use pacer_common::event::RawEvent;
 
-use crate::calls;
+use crate::file;
 use crate::filter::observed_thread;
-use crate::report::report;
-
-/// Where the tracepoint keeps the call's result.
-const RET_OFFSET: usize = 16;
+use crate::kernel::file_of;
+use crate::syscall::{registers, result};
 
 #[tracepoint]
 fn pwrite_exit(context: TracePointContext) -> u32 {
@@ -20,15 +18,14 @@ fn pwrite_exit(context: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn try_pwrite_exit(context: &TracePointContext) -> Option<()> {
-    let call = calls::leave(observed_thread()?)?;
-    // SAFETY: the tracepoint has 8 bytes there.
-    let ret = unsafe { context.read_at::<i64>(RET_OFFSET) }.ok()?;
-    if call.kind != WRITE || ret <= 0 {
-        return None;
-    }
-    report(RawEvent {
-        b: ret.cast_unsigned(),
-        ..call.event
-    });
+    observed_thread()?;
+    let bytes = u64::try_from(result(context))
+        .ok()
+        .filter(|&bytes| bytes > 0)?;
+    let registers = registers();
+    let key = file_of(registers.first() as u32)?;
+    // `pwritev` splits its position in two for 32-bit machines; on 64 bits the
+    // first is all of it.
+    file::wrote(&key, registers.fourth(), bytes);
     Some(())
 }

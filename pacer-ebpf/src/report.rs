@@ -29,11 +29,17 @@ pub(crate) fn report(event: RawEvent) {
 /// Raises a counter by one.
 #[inline(always)]
 pub(crate) fn count(index: u32) {
+    count_bytes(index, 1);
+}
+
+/// Raises a counter by `bytes`.
+#[inline(always)]
+pub(crate) fn count_bytes(index: u32, bytes: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: a map's value lives as long as the map, and this one is the
         // CPU's own. (A uprobe, which may be preempted, could lose a count to a
         // program that comes between; the BPF target offers no atomics, and
         // uprobes fire a few dozen times a migration.)
-        unsafe { *counter += 1 };
+        unsafe { *counter += bytes };
     }
 }

@@ -146,3 +146,22 @@ pub struct DeviceReads {
     /// Bytes read elsewhere: packets, image metadata, bounce buffers.
     pub other_bytes: u64,
 }
+
+impl DeviceId {
+    /// The numbers as the kernel packs them, the minor in the lower 20 bits.
+    #[must_use]
+    pub const fn from_kernel(device: u32) -> Self {
+        Self {
+            major: device >> 20,
+            minor: device & 0xF_FFFF,
+        }
+    }
+}
+
+impl Requests {
+    /// Adds `count` requests of together `bytes`.
+    pub(super) const fn add(&mut self, count: u64, bytes: u64) {
+        self.count += count;
+        self.bytes += bytes;
+    }
+}

@@ -8,72 +8,15 @@ use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::uprobe::{UProbeError, UProbeScope};
 use aya::programs::{Program, ProgramError, TracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
+use pacer_common::kernel::{KERNEL_LAYOUT, KernelLayout};
 use pacer_common::{event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
+use super::hooks::{self, Function, Hook};
 use super::{ProbeError, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-
-const SYSCALLS: &str = "syscalls";
-
-/// A program and a system call tracepoint it goes on.
-struct Hook {
-    program: &'static str,
-    tracepoint: &'static str,
-}
-
-const fn hook(program: &'static str, tracepoint: &'static str) -> Hook {
-    Hook {
-        program,
-        tracepoint,
-    }
-}
-
-/// Without these there is no dirty log: no probe. Exits before enters here and
-/// below, so that no call is noted that is never taken out again.
-const REQUIRED: [Hook; 2] = [
-    hook("ioctl_exit", "sys_exit_ioctl"),
-    hook("ioctl_enter", "sys_enter_ioctl"),
-];
-
-/// Pairs of exit and enter; without one, its writes are not seen.
-const WRITES: [[Hook; 2]; 4] = [
-    [
-        hook("pwrite_exit", "sys_exit_pwrite64"),
-        hook("pwrite_enter", "sys_enter_pwrite64"),
-    ],
-    [
-        hook("pwrite_exit", "sys_exit_pwritev"),
-        hook("pwrite_enter", "sys_enter_pwritev"),
-    ],
-    [
-        hook("pwrite_exit", "sys_exit_pwritev2"),
-        hook("pwrite_enter", "sys_enter_pwritev2"),
-    ],
-    [
-        hook("io_submit_exit", "sys_exit_io_submit"),
-        hook("io_submit_enter", "sys_enter_io_submit"),
-    ],
-];
-
-const STATE_UPROBE: &str = "migrate_set_state";
-
-/// Programs and the functions of QEMU they go on: the first that is there. 7.2
-/// keeps `migration_bitmap_sync_precopy` to itself; the function under it also
-/// runs when QEMU measures a dirty rate.
-const UPROBES: [(&str, &[&str]); 3] = [
-    (STATE_UPROBE, &["migrate_set_state"]),
-    ("vm_stop", &["vm_stop_force_state"]),
-    (
-        "migration_bitmap_sync",
-        &[
-            "migration_bitmap_sync_precopy",
-            "memory_global_dirty_log_sync",
-        ],
-    ),
-];
 
 /// What came of [`observe`].
 pub(super) struct Attached {
@@ -101,8 +44,9 @@ pub(super) fn check_tracefs() -> Result<(), ProbeError> {
 }
 
 /// Creates the maps and prepares the programs; no process is observed yet.
-pub(super) fn load(object: &[u8]) -> Result<Ebpf, ProbeError> {
+pub(super) fn load(object: &[u8], layout: &KernelLayout) -> Result<Ebpf, ProbeError> {
     EbpfLoader::new()
+        .override_global(KERNEL_LAYOUT, layout, true)
         .override_global(settings::PID_NAMESPACE, &process::pid_namespace(), true)
         .load(object)
         .map_err(ProbeError::from_load)
@@ -117,31 +61,34 @@ pub(super) fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, ProbeError>
 
 /// Attaches what sees the dirty logs, of whatever process until one is observed.
 pub(super) fn attach_required(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
-    REQUIRED
+    hooks::REQUIRED
         .iter()
         .try_for_each(|hook| attach_tracepoint(ebpf, hook))
 }
 
 /// Makes `tgid` the observed process and attaches the programs that are for it
 /// alone, to every hook that this kernel and this QEMU offer.
-pub(super) fn observe(ebpf: &mut Ebpf, tgid: u32) -> Result<Attached, ProbeError> {
+pub(super) fn observe(
+    ebpf: &mut Ebpf,
+    tgid: u32,
+    has_io_uring: bool,
+) -> Result<Attached, ProbeError> {
     let name = settings::OBSERVED;
     let map = ebpf.map_mut(name).ok_or(ProbeError::Incomplete { name })?;
     Array::<_, u32>::try_from(map)
         .and_then(|mut observed| observed.set(0, tgid, 0))
         .map_err(|source| ProbeError::Map { name, source })?;
     let mut warnings = Vec::new();
-    for hook in WRITES.iter().flatten() {
-        if let Err(error) = attach_tracepoint(ebpf, hook) {
-            let reason = chain(&error);
-            let name = hook.tracepoint;
-            warnings.push(format!("{SYSCALLS}:{name} is not watched: {reason}"));
-        }
+    attach_optional(ebpf, &hooks::FILES, &mut warnings);
+    if has_io_uring {
+        attach_optional(ebpf, &hooks::IO_URING, &mut warnings);
+    } else {
+        warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
     }
     let mut state_uprobe = false;
-    for (program, symbols) in UPROBES {
-        match attach_first(ebpf, program, symbols, tgid) {
-            Ok(()) => state_uprobe |= program == STATE_UPROBE,
+    for function in hooks::MARKS {
+        match attach_first(ebpf, &function, tgid) {
+            Ok(()) => state_uprobe |= function.program == hooks::STATE_UPROBE,
             Err(warning) => warnings.push(warning),
         }
     }
@@ -151,18 +98,31 @@ pub(super) fn observe(ebpf: &mut Ebpf, tgid: u32) -> Result<Attached, ProbeError
     })
 }
 
+fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) {
+    for hook in hooks {
+        if let Err(error) = attach_tracepoint(ebpf, hook) {
+            let (category, name) = (hook.category, hook.tracepoint);
+            warnings.push(format!(
+                "{category}:{name} is not watched: {}",
+                chain(&error)
+            ));
+        }
+    }
+}
+
 fn attach_tracepoint(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), ProbeError> {
     let &Hook {
         program: name,
+        category,
         tracepoint,
     } = hook;
     let program: &mut TracePoint = find(ebpf, name)?;
     load_once(program.load(), name)?;
-    match program.attach(SYSCALLS, tracepoint) {
+    match program.attach(category, tracepoint) {
         Ok(_) => Ok(()),
-        Err(ProgramError::TracePointError(_)) if !has_tracepoint(tracepoint) => {
+        Err(ProgramError::TracePointError(_)) if !has_tracepoint(category, tracepoint) => {
             Err(ProbeError::TracepointMissing {
-                category: SYSCALLS,
+                category,
                 name: tracepoint,
             })
         }
@@ -171,15 +131,10 @@ fn attach_tracepoint(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), ProbeError> {
 }
 
 /// On the first of `symbols` that is there; else the reason why the last is not.
-fn attach_first(
-    ebpf: &mut Ebpf,
-    program: &'static str,
-    symbols: &[&'static str],
-    tgid: u32,
-) -> Result<(), String> {
+fn attach_first(ebpf: &mut Ebpf, function: &Function, tgid: u32) -> Result<(), String> {
     let mut warning = String::new();
-    for symbol in symbols {
-        match attach_uprobe(ebpf, program, symbol, tgid) {
+    for symbol in function.symbols {
+        match attach_uprobe(ebpf, function.program, symbol, tgid) {
             Ok(()) => return Ok(()),
             Err(error) => {
                 warning = format!("QEMU's {symbol} is not watched: {}", chain(&error));
@@ -234,8 +189,9 @@ fn load_once(result: Result<(), ProgramError>, name: &'static str) -> Result<(),
     }
 }
 
-fn has_tracepoint(name: &str) -> bool {
+fn has_tracepoint(category: &str, name: &str) -> bool {
+    let event = Path::new("events").join(category).join(name);
     TRACEFS
         .iter()
-        .any(|root| Path::new(root).join("events/syscalls").join(name).exists())
+        .any(|root| Path::new(root).join(&event).exists())
 }

@@ -52,7 +52,7 @@ pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCounters {
 }
 
 /// One counter, summed over the CPUs; 0 where it cannot be read.
-fn sum(ebpf: &Ebpf, index: u32) -> u64 {
+pub(super) fn sum(ebpf: &Ebpf, index: u32) -> u64 {
     let Some(map) = ebpf.map(counter::COUNTERS) else {
         return 0;
     };

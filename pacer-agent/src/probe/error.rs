@@ -53,13 +53,29 @@ pub enum ProbeError {
     /// This kernel does not have a tracepoint that is needed.
     #[error(
         "this kernel has no tracepoint {category}:{name} \
-         (it needs CONFIG_FTRACE_SYSCALLS)"
+         (system calls need CONFIG_FTRACE_SYSCALLS)"
     )]
     TracepointMissing {
         /// The tracepoint's group.
         category: &'static str,
         /// The tracepoint.
         name: &'static str,
+    },
+    /// This kernel does not describe its types.
+    #[error(
+        "the kernel's types cannot be read from /sys/kernel/btf/vmlinux \
+         (it needs CONFIG_DEBUG_INFO_BTF)"
+    )]
+    BtfMissing {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// This kernel's types are not as expected.
+    #[error("/sys/kernel/btf/vmlinux does not tell of {what}")]
+    BtfUnknown {
+        /// The structure that is missing, or has other fields.
+        what: &'static str,
     },
     /// The observed binary does not name a function that is to be watched.
     #[error("its binary exports no {symbol}")]
@@ -173,7 +189,7 @@ mod tests {
 
     fn refused(program_error: fn(io::Error) -> ProgramError, errno: i32) -> ProbeError {
         let source = program_error(io::Error::from_raw_os_error(errno));
-        ProbeError::from_program("ioctl_enter", ATTACHED, source)
+        ProbeError::from_program("ioctl_exit", ATTACHED, source)
     }
 
     #[test]
@@ -187,7 +203,7 @@ mod tests {
         let error = refused(syscall, EPERM).to_string();
         assert!(error.contains("CAP_BPF and CAP_PERFMON"), "{error}");
         let error = refused(syscall, 22).to_string();
-        assert!(error.contains("ioctl_enter cannot be attached"), "{error}");
+        assert!(error.contains("ioctl_exit cannot be attached"), "{error}");
     }
 
     #[test]

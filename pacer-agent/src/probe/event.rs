@@ -47,16 +47,6 @@ pub enum EventKind {
         /// Length of the part.
         pages: u64,
     },
-    /// QEMU wrote a file, or (Linux AIO) handed the kernel a write of this
-    /// length.
-    FileWrite {
-        /// The file descriptor, as it was then.
-        fd: i32,
-        /// Where in the file, in bytes; `u64::MAX`: at the file's own position.
-        offset: u64,
-        /// How much, in bytes.
-        bytes: u64,
-    },
     /// QEMU is about to stop the guest for the switchover.
     GuestStopping,
     /// QEMU begins to gather the dirty pages from KVM or TCG.
@@ -103,11 +93,6 @@ fn kind_of(event: &RawEvent) -> Option<EventKind> {
             first_page: a,
             pages: b,
         },
-        raw::FILE_WRITE => EventKind::FileWrite {
-            fd: subject.cast_signed(),
-            offset: a,
-            bytes: b,
-        },
         raw::GUEST_STOPPING => EventKind::GuestStopping,
         raw::BITMAP_SYNC => EventKind::BitmapSync,
         raw::MIGRATION_STATE => EventKind::MigrationState {
@@ -125,18 +110,18 @@ mod tests {
     #[test]
     fn reads_what_the_programs_write() {
         let event = RawEvent {
-            kind: raw::FILE_WRITE,
+            kind: raw::DIRTY_LOG,
             subject: 3,
-            a: raw::NO_OFFSET,
+            a: 12,
             b: 4096,
             ..RawEvent::default()
         };
-        let write = EventKind::FileWrite {
-            fd: 3,
-            offset: u64::MAX,
-            bytes: 4096,
+        let log = EventKind::DirtyLog {
+            slot: 3,
+            dirty_pages: 12,
+            total_pages: 4096,
         };
-        assert_eq!(kind_of(&event), Some(write));
+        assert_eq!(kind_of(&event), Some(log));
         let unknown = RawEvent { kind: 99, ..event };
         assert_eq!(kind_of(&unknown), None);
         assert_eq!(Event::from_record(&[0; 47]), None);

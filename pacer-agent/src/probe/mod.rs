@@ -8,11 +8,15 @@
 
 pub mod activity;
 mod attach;
+mod btf;
 mod counters;
 mod error;
 mod event;
+mod hooks;
+mod kernel;
 mod object;
 mod process;
+mod totals;
 pub mod windows;
 
 use std::collections::VecDeque;
@@ -44,6 +48,8 @@ pub struct Probe {
     logger: Option<EbpfLogger<&'static dyn Log>>,
     /// The observed process; `None` while it is not known.
     tgid: Option<u32>,
+    /// Whether this kernel's io_uring can be read.
+    has_io_uring: bool,
     /// Taken from the ring, not drained yet, with the process each is of.
     pending: VecDeque<(u32, Event)>,
     /// The ring's descriptor with the runtime; made at the first wait, so that
@@ -86,7 +92,8 @@ impl Probe {
         attach::check_tracefs()?;
         // On before the programs run, so that no run goes uncounted.
         let stats = counters::enable_stats();
-        let mut ebpf = attach::load(object)?;
+        let kernel = kernel::read()?;
+        let mut ebpf = attach::load(object, &kernel.layout)?;
         let ring = attach::take_ring(&mut ebpf)?;
         let logger = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "the programs' messages are not read"))
@@ -97,6 +104,7 @@ impl Probe {
             ring,
             logger,
             tgid: None,
+            has_io_uring: kernel.has_io_uring,
             pending: VecDeque::new(),
             waiter: None,
             stats,
@@ -113,7 +121,7 @@ impl Probe {
     /// There is no such process, or the programs cannot be told.
     pub fn observe(&mut self, pid: u32) -> Result<(), ProbeError> {
         let tgid = process::thread_group(pid)?;
-        let attached = attach::observe(&mut self.ebpf, tgid)?;
+        let attached = attach::observe(&mut self.ebpf, tgid, self.has_io_uring)?;
         self.tgid = Some(tgid);
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;
@@ -166,8 +174,9 @@ impl Probe {
 
     /// What was counted since the attach. Reads the kernel's maps: for a tick,
     /// not for every event.
-    pub fn activity(&mut self) -> Activity {
-        Activity::default()
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        totals::read(&self.ebpf)
     }
 
     /// The hooks that did not attach, each with the reason.

@@ -5,7 +5,7 @@
 //!
 //! - A burst ends as soon as every logged slot was read, or early: by a slot read
 //!   again, a slot or the migration's state changed, a log cleared, or the
-//!   owner's [`DirtyWindows::flush`]. File writes of other threads do not end it.
+//!   owner's [`DirtyWindows::flush`].
 //! - It becomes a sample if it tells of nine tenths of the logged pages. If not,
 //!   it was a session's first, or no synchronisation at all (the display reads
 //!   the log of its own slot), and is dropped.
@@ -103,7 +103,6 @@ impl DirtyWindows {
                 self.end_burst()
             }
             EventKind::BitmapSync | EventKind::MigrationState { .. } => self.end_burst(),
-            EventKind::FileWrite { .. } => None,
         }
     }
 
@@ -477,12 +476,6 @@ mod tests {
             (100, log(0, 50, 1000)),
         ];
         check(&mut windows, &script, &[]);
-        let write = EventKind::FileWrite {
-            fd: 3,
-            offset: 0,
-            bytes: 1,
-        };
-        assert_eq!(windows.handle_event(&at(101, write)), None);
         let soon = Time::from_nanos(110 * MILLISECOND);
         assert_eq!(windows.flush(soon), None, "it may go on");
         let later = Time::from_nanos(120 * MILLISECOND);

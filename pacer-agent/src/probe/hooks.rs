@@ -1,0 +1,83 @@
+//! Which program goes on which hook: plain tables.
+
+/// A program and a tracepoint it goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook {
+    pub(super) program: &'static str,
+    pub(super) category: &'static str,
+    pub(super) tracepoint: &'static str,
+}
+
+/// A program and the functions of QEMU it goes on: the first that is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Function {
+    pub(super) program: &'static str,
+    pub(super) symbols: &'static [&'static str],
+}
+
+const fn syscall(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook {
+        program,
+        category: "syscalls",
+        tracepoint,
+    }
+}
+
+const fn io_uring(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook {
+        program,
+        category: "io_uring",
+        tracepoint,
+    }
+}
+
+const fn function(program: &'static str, symbols: &'static [&'static str]) -> Function {
+    Function { program, symbols }
+}
+
+/// Without these there is no dirty log: no probe.
+pub(super) const REQUIRED: [Hook; 1] = [syscall("ioctl_exit", "sys_exit_ioctl")];
+
+/// What QEMU reads and writes; without one, what goes that way is not seen.
+pub(super) const FILES: [Hook; 9] = [
+    syscall("pwrite_exit", "sys_exit_pwrite64"),
+    syscall("pwrite_exit", "sys_exit_pwritev"),
+    syscall("pwrite_exit", "sys_exit_pwritev2"),
+    syscall("pread_exit", "sys_exit_pread64"),
+    syscall("preadv_exit", "sys_exit_preadv"),
+    syscall("preadv_exit", "sys_exit_preadv2"),
+    syscall("io_submit_exit", "sys_exit_io_submit"),
+    syscall("fallocate_exit", "sys_exit_fallocate"),
+    // A tap device is read like a file.
+    syscall("pread_exit", "sys_exit_read"),
+];
+
+/// Only where the layout of its requests is known. The completion first, so
+/// that no request is noted that is never taken out again.
+pub(super) const IO_URING: [Hook; 2] = [
+    io_uring("io_uring_complete", "io_uring_complete"),
+    io_uring("io_uring_submit", "io_uring_submit_req"),
+];
+
+pub(super) const STATE_UPROBE: &str = "migrate_set_state";
+
+/// Marks of a migration's progress. 7.2 keeps `migration_bitmap_sync_precopy`
+/// to itself; the function under it also runs when QEMU measures a dirty rate.
+pub(super) const MARKS: [Function; 3] = [
+    function(STATE_UPROBE, &["migrate_set_state"]),
+    function("vm_stop", &["vm_stop_force_state"]),
+    function(
+        "migration_bitmap_sync",
+        &[
+            "migration_bitmap_sync_precopy",
+            "memory_global_dirty_log_sync",
+        ],
+    ),
+];
+
+/// What the guest asks of its disks, where the build of QEMU is known.
+pub(super) const BACKENDS: [Function; 3] = [
+    function("backend_write", &["blk_aio_pwritev"]),
+    function("backend_zero", &["blk_aio_pwrite_zeroes"]),
+    function("backend_discard", &["blk_aio_pdiscard"]),
+];

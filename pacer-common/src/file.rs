@@ -1,0 +1,85 @@
+//! The map with what was read from and written to each file.
+
+use core::mem::{align_of, size_of};
+
+use crate::chunk::CLASSES;
+
+/// Name of the per-CPU hash from [`FileKey`] to [`FileCounts`]; user space sums
+/// over the CPUs.
+pub const FILES: &str = "FILES";
+
+/// Room for files. QEMU has a few for each disk, and some devices.
+pub const MAX_FILES: u32 = 1024;
+
+/// A file, however many descriptors it has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileKey {
+    /// Its inode.
+    pub inode: u64,
+    /// The device of its file system, as the kernel packs it: the major number
+    /// above the lower 20 bits.
+    pub device: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+/// What happened to one file, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileCounts {
+    /// Writes of content.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Ranges made zero.
+    pub zeroes: u64,
+    /// Their bytes.
+    pub zeroed_bytes: u64,
+    /// Ranges given back to the file system or the device.
+    pub discards: u64,
+    /// Their bytes.
+    pub discarded_bytes: u64,
+    /// Reads.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Chunks forgotten to make room.
+    pub evicted_chunks: u64,
+    /// Chunks by class of their mean write interval. A chunk may join a class
+    /// on one CPU and leave it on another: only the sum means something.
+    pub chunks: [i64; CLASSES],
+}
+
+impl FileCounts {
+    /// Nothing yet.
+    pub const NONE: Self = Self {
+        writes: 0,
+        written_bytes: 0,
+        zeroes: 0,
+        zeroed_bytes: 0,
+        discards: 0,
+        discarded_bytes: 0,
+        reads: 0,
+        read_bytes: 0,
+        evicted_chunks: 0,
+        chunks: [0; CLASSES],
+    };
+}
+
+const _: () = {
+    assert!(size_of::<FileKey>() == 16);
+    assert!(align_of::<FileKey>() == 8);
+    assert!(size_of::<FileCounts>() == 9 * 8 + CLASSES * 8);
+    assert!(align_of::<FileCounts>() == 8);
+};
+
+// SAFETY: `repr(C)`, integers only, 16 bytes that the fields fill without
+// padding (asserted above): every byte pattern is a valid value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for FileKey {}
+
+// SAFETY: `repr(C)`, integers of 8 bytes only (asserted above): no padding, and
+// every byte pattern is a valid value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for FileCounts {}

@@ -1,0 +1,27 @@
+//! `sys_exit_preadv`, `preadv2`: a file was read into several buffers.
+
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+
+use crate::filter::observed_thread;
+use crate::kernel::file_of;
+use crate::syscall::{registers, result};
+use crate::{device_memory, file};
+
+#[tracepoint]
+fn preadv_exit(context: TracePointContext) -> u32 {
+    let _ = try_preadv_exit(&context);
+    0
+}
+
+#[inline(always)]
+fn try_preadv_exit(context: &TracePointContext) -> Option<()> {
+    observed_thread()?;
+    let bytes = u64::try_from(result(context))
+        .ok()
+        .filter(|&bytes| bytes > 0)?;
+    let registers = registers();
+    file::read(&file_of(registers.first() as u32)?, bytes);
+    device_memory::read_into_vectors(registers.second(), registers.third(), bytes);
+    Some(())
+}
