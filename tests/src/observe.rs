@@ -82,10 +82,11 @@ pub struct Sync {
     pub window_seconds: f64,
     /// Distinct pages that vCPUs wrote in it.
     pub pages: u64,
-    /// Further pages that only devices wrote.
-    pub device_pages: u64,
-    /// Pages of the logged memory.
-    pub total_pages: u64,
+    /// Further pages that only devices wrote; `None` where they are not told
+    /// apart.
+    pub device_pages: Option<u64>,
+    /// Pages of the logged memory, where it is known.
+    pub total_pages: Option<u64>,
     /// `dirty-log`, `dirty-ring` …
     pub origin: String,
 }
@@ -182,10 +183,12 @@ pub struct ProbeFigures {
 pub struct Program {
     /// Its name.
     pub name: String,
-    /// Time in it.
-    pub run_ns: u64,
-    /// Its runs.
-    pub run_count: u64,
+    /// Time in it; `None` where the kernel does not count it.
+    pub run_ns: Option<u64>,
+    /// Its runs, likewise.
+    pub run_count: Option<u64>,
+    /// How often the kernel left it out.
+    pub missed: u64,
 }
 
 impl Line {
@@ -199,13 +202,29 @@ impl Line {
         let find = |test: &dyn Fn(&&Disk) -> bool| self.disks.iter().find(|disk| test(disk));
         find(&named).or_else(|| find(&is_inode))
     }
+
+    /// The disk called `id`, or, where its name is not known, the one of which
+    /// just as many bytes were written and zeroed as QEMU counts.
+    #[must_use]
+    pub fn backend(&self, id: &str, wr_bytes: u64) -> Option<&Backend> {
+        let named = |backend: &&Backend| backend.name.as_deref() == Some(id);
+        let alike = |backend: &&Backend| {
+            backend.name.is_none() && backend.written_bytes + backend.zeroed_bytes == wr_bytes
+        };
+        let mut backends = self.backends.iter();
+        backends
+            .clone()
+            .find(named)
+            .or_else(|| backends.find(alike))
+    }
 }
 
 impl ProbeFigures {
     /// Everything the probe knows it has missed.
     #[must_use]
-    pub const fn missed(&self) -> u64 {
-        self.lost_events + self.unknown_slots + self.unreadable + self.map_full
+    pub fn missed(&self) -> u64 {
+        let left_out: u64 = self.programs.iter().map(|program| program.missed).sum();
+        self.lost_events + self.unknown_slots + self.unreadable + self.map_full + left_out
     }
 
     /// Time and runs of each program since `before`, by name.
@@ -215,8 +234,8 @@ impl ProbeFigures {
             let mut sums = BTreeMap::<String, (u64, u64)>::new();
             for program in &figures.programs {
                 let sum = sums.entry(program.name.clone()).or_default();
-                sum.0 += program.run_ns;
-                sum.1 += program.run_count;
+                sum.0 += program.run_ns.unwrap_or(0);
+                sum.1 += program.run_count.unwrap_or(0);
             }
             sums
         };
@@ -323,10 +342,12 @@ impl Observer {
         self.lock().last().cloned().context("no line")
     }
 
-    /// All lines so far.
+    /// Every sync so far, in order.
     #[must_use]
-    pub fn lines(&self) -> Vec<Line> {
-        self.lock().clone()
+    pub fn syncs(&self) -> Vec<Sync> {
+        let lines = self.lock();
+        let syncs = lines.iter().flat_map(|line| &line.ram.syncs);
+        syncs.cloned().collect()
     }
 
     /// Ends it as Ctrl-C does.
@@ -405,8 +426,9 @@ mod tests {
     fn figures(programs: &[(&str, u64, u64)]) -> ProbeFigures {
         let programs = programs.iter().map(|&(name, run_ns, run_count)| Program {
             name: name.to_owned(),
-            run_ns,
-            run_count,
+            run_ns: Some(run_ns),
+            run_count: Some(run_count),
+            missed: 1,
         });
         ProbeFigures {
             events: 0,
@@ -431,6 +453,6 @@ mod tests {
             costs,
             expected.map(|(name, cost)| (name.to_owned(), cost)).into()
         );
-        assert_eq!(after.missed(), 10);
+        assert_eq!(after.missed(), 13);
     }
 }
