@@ -1,12 +1,13 @@
 //! The programs in the kernel, tried on this test's own process: what it does
 //! must be reported to the byte. `cargo xtask test` runs these as root.
 
+mod files;
 mod kvm;
-// mod writes;
+mod ring;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pacer_agent::probe::{Event, EventKind, Probe, ProbeError};
+use pacer_agent::probe::{EventKind, Probe, ProbeError};
 
 /// One test at a time: each sees the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -58,4 +59,3 @@ fn nothing_stays_open_after_the_drop() {
     drop(probe);
     assert_eq!(open(), before);
 }
-

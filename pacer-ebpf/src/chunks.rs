@@ -21,6 +21,10 @@ struct Walk {
 /// `bytes` at `offset` were written.
 #[inline(always)]
 pub(crate) fn wrote(key: &FileKey, counts: &mut FileCounts, offset: u64, bytes: u64) {
+    // At the file's own position, -1: where that was is not known.
+    if offset > i64::MAX as u64 {
+        return;
+    }
     // SAFETY: the helper reads a clock and has no conditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let first = offset >> CHUNK_SHIFT;

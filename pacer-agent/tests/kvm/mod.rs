@@ -25,14 +25,14 @@ const PAGES: u64 = 100_003;
 const PAGE_BYTES: usize = 4096;
 
 /// A virtual machine with memory and no processor.
-struct Vm {
+pub(crate) struct Vm {
     vm: File,
     memory: *mut c_void,
     bitmap: Vec<u64>,
 }
 
 /// `None`, with a word why, where there is no KVM to try it on.
-fn vm() -> Option<Vm> {
+pub(crate) fn vm() -> Option<Vm> {
     let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
         eprintln!("skipped: no /dev/kvm");
         return None;
@@ -76,7 +76,7 @@ fn ioctl<T>(vm: &File, request: u64, argument: &mut T) -> i32 {
 
 impl Vm {
     /// Slot and flags are two 32-bit fields side by side.
-    fn register(&self, slot: u64, flags: u64, guest_address: u64, pages: u64) {
+    pub(crate) fn register(&self, slot: u64, flags: u64, guest_address: u64, pages: u64) {
         let bytes = pages * PAGE_BYTES as u64;
         let mut region = [slot | flags << 32, guest_address, bytes, self.memory as u64];
         assert_eq!(ioctl(&self.vm, SET_USER_MEMORY_REGION, &mut region), 0);
