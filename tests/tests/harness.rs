@@ -20,6 +20,7 @@ const BARE: BareGuest = BareGuest {
     fill_mib: 64,
     working_set_pages: 2000,
     pages_per_second: 2000,
+    ..BareGuest::PLAIN
 };
 
 fn options(guest: Guest) -> Result<VmOptions> {
