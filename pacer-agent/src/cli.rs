@@ -35,6 +35,8 @@ pub enum Command {
     Dest(DestArgs),
     /// Run on the source host, beside the QEMU whose guest is to move.
     Source(Box<SourceArgs>),
+    /// Show what a running QEMU's guest does to its memory and its disks.
+    Observe(ObserveArgs),
     /// After a crash: say what this side may do now, and do it.
     Resolve(ResolveArgs),
 }
@@ -148,6 +150,40 @@ pub struct SourceArgs {
     pub report: Option<PathBuf>,
 }
 
+/// `pacer observe`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    look at a guest:\n    \
+    pacer observe --pid $(pidof qemu-system-x86_64) --qmp /run/guest.qmp\n  \
+    a JSON object a line, without QMP:\n    \
+    pacer observe --pid 1234 --json\n\n\
+    It needs CAP_BPF and CAP_PERFMON, CAP_SYS_PTRACE where the process is another user's, and \
+    tracefs that it may read. Ctrl-C ends it.\n\n\
+    Exit codes: 0 ended by a signal, or the process has ended; 1 nothing could be observed; \
+    2 usage.")]
+pub struct ObserveArgs {
+    /// The QEMU process.
+    #[arg(long, value_name = "PID")]
+    pub pid: u32,
+    /// QMP socket of that QEMU: outside of a migration only QEMU can show which
+    /// memory the guest writes. Every 10 s it is asked to measure over windows
+    /// of 50, 100, 200 and 500 ms (before QEMU 8.2: of 1 s), once a minute of
+    /// 1 and 2 s too. While it measures it logs dirty pages, which slows a guest
+    /// that writes much. It is not asked while a migration runs. The socket is
+    /// held all the time, and QEMU serves one client a socket.
+    #[arg(long, value_name = "PATH")]
+    pub qmp: Option<PathBuf>,
+    /// Serve Prometheus metrics at http://ADDR/metrics.
+    #[arg(long, value_name = "ADDR", value_parser = parse_host_port)]
+    pub metrics: Option<String>,
+    /// How long a tick is.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
+    pub interval: Duration,
+    /// One JSON object a line and tick, and nothing else on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// When the guest is to arrive; at most one.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
@@ -203,6 +239,15 @@ pub enum SourceAfter {
     Quit,
     /// It stays, with the guest stopped.
     Leave,
+}
+
+/// A tick long enough to read everything in.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(50);
+    match parse_positive_duration(text)? {
+        interval if interval < LEAST => Err("it must be 50ms at least".to_owned()),
+        interval => Ok(interval),
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod journal;
 pub mod link;
 pub mod measure;
 pub mod metrics;
+pub mod observe;
 pub mod pacing;
 pub mod probe;
 pub mod process;

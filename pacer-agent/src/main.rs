@@ -10,7 +10,7 @@ use pacer_agent::exit::{Exit, Failure};
 use pacer_agent::handover::resolve;
 use pacer_agent::identity::Identity;
 use pacer_agent::shutdown::Signals;
-use pacer_agent::{dest, source};
+use pacer_agent::{dest, observe, source};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -36,6 +36,7 @@ async fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Dest(args) => dest::run(args, &mut signals).await,
         Command::Source(args) => source::run(*args, &mut signals).await,
+        Command::Observe(args) => observe::run(args, &mut signals).await,
         Command::Resolve(args) => resolve::run(args, &mut signals).await,
     }
 }
@@ -45,7 +46,7 @@ fn init_logging(command: &Command) {
     let format = match command {
         Command::Dest(args) => args.agent.log_format,
         Command::Source(args) => args.agent.log_format,
-        Command::Keygen(_) | Command::Resolve(_) => LogFormat::Text,
+        Command::Keygen(_) | Command::Observe(_) | Command::Resolve(_) => LogFormat::Text,
     };
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("warn,pacer=info,pacer_agent=info"));

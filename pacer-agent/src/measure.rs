@@ -15,6 +15,8 @@ use crate::qmp::{Qmp, QmpError};
 
 /// Window lengths where QEMU measures in milliseconds (8.2 and later).
 const WINDOWS_MS: [u64; 4] = [50, 100, 200, 500];
+/// The first version that measures in milliseconds.
+pub const MILLISECONDS: (u64, u64, u64) = (8, 2, 0);
 /// Before 8.2 QEMU measures in whole seconds.
 const WINDOW_SECONDS: u64 = 1;
 /// Samples per GiB: the most that every version takes.
@@ -61,30 +63,38 @@ impl Accelerator {
 /// `calc-dirty-rate` and the length of each window.
 #[must_use]
 pub fn plan(accelerator: Accelerator, version: (u64, u64, u64)) -> Vec<(Value, Duration)> {
-    let in_milliseconds = version >= (8, 2, 0);
-    let windows: Vec<Duration> = if in_milliseconds {
+    let windows: Vec<Duration> = if version >= MILLISECONDS {
         WINDOWS_MS.into_iter().map(Duration::from_millis).collect()
     } else {
         vec![Duration::from_secs(WINDOW_SECONDS)]
     };
     windows
         .into_iter()
-        .map(|window| {
-            let mut arguments = match accelerator {
-                Accelerator::Kvm => json!({ "mode": "dirty-bitmap" }),
-                Accelerator::Tcg => {
-                    json!({ "mode": "page-sampling", "sample-pages": SAMPLE_PAGES })
-                }
-            };
-            if in_milliseconds {
-                arguments["calc-time-unit"] = json!("millisecond");
-                arguments["calc-time"] = json!(window.as_millis());
-            } else {
-                arguments["calc-time"] = json!(window.as_secs());
-            }
-            (arguments, window)
-        })
+        .filter_map(|window| Some((arguments(accelerator, version, window)?, window)))
         .collect()
+}
+
+/// The arguments of `calc-dirty-rate` for a window of this length. `None` if
+/// this QEMU measures no such length: before 8.2 whole seconds only.
+#[must_use]
+pub fn arguments(
+    accelerator: Accelerator,
+    version: (u64, u64, u64),
+    window: Duration,
+) -> Option<Value> {
+    let mut arguments = match accelerator {
+        Accelerator::Kvm => json!({ "mode": "dirty-bitmap" }),
+        Accelerator::Tcg => json!({ "mode": "page-sampling", "sample-pages": SAMPLE_PAGES }),
+    };
+    if version >= MILLISECONDS {
+        arguments["calc-time-unit"] = json!("millisecond");
+        arguments["calc-time"] = json!(window.as_millis());
+    } else if window.subsec_nanos() == 0 {
+        arguments["calc-time"] = json!(window.as_secs());
+    } else {
+        return None;
+    }
+    Some(arguments)
 }
 
 /// Makes one measurement of [`plan`] and returns QEMU's own figure for it.
@@ -147,6 +157,8 @@ mod tests {
         let new = plan(Accelerator::Kvm, (10, 0, 2));
         assert_eq!(new.len(), WINDOWS_MS.len());
         assert_eq!(new[0].0["calc-time-unit"], "millisecond");
+        let half = Duration::from_millis(500);
+        assert_eq!(arguments(Accelerator::Kvm, (8, 1, 9), half), None);
     }
 
     #[test]

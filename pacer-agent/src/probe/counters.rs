@@ -81,6 +81,7 @@ fn run_statistics(ebpf: &Ebpf, stats: bool) -> Option<(u64, u64)> {
     Some((run_ns, run_count))
 }
 
-fn enabled_for_all() -> bool {
+/// Whether the accounting is on for the whole system.
+pub(super) fn enabled_for_all() -> bool {
     fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1")
 }

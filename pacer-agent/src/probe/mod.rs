@@ -9,6 +9,7 @@
 pub mod activity;
 mod attach;
 mod btf;
+mod cost;
 mod counters;
 mod error;
 mod event;
@@ -31,6 +32,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub use activity::Activity;
+pub use cost::{ProbeCost, ProgramCost};
 pub use counters::ProbeCounters;
 pub use error::ProbeError;
 pub use event::{Event, EventKind};
@@ -172,11 +174,25 @@ impl Probe {
         counters::read(&self.ebpf, self.stats.is_some())
     }
 
+    /// What each program cost since the attach, and the memory that is held.
+    /// Asks the kernel about every program and map: for a tick, too.
+    #[must_use]
+    pub fn cost(&self) -> ProbeCost {
+        cost::read(&self.ebpf, self.stats.is_some())
+    }
+
     /// What was counted since the attach. Reads the kernel's maps: for a tick,
     /// not for every event.
     #[must_use]
     pub fn activity(&self) -> Activity {
         totals::read(&self.ebpf)
+    }
+
+    /// The observed process: the thread group's number. `None` while it is not
+    /// known.
+    #[must_use]
+    pub const fn process(&self) -> Option<u32> {
+        self.tgid
     }
 
     /// The hooks that did not attach, each with the reason.
@@ -205,9 +221,10 @@ impl Probe {
     }
 }
 
-fn watch(ring: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// `descriptor` with the runtime, to wait until it is readable.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the same open descriptor for as long as it lives,
     // and the `AsyncFd` owns it.
-    let waiter = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    let waiter = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     Ok(waiter?)
 }

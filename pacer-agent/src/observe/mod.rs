@@ -1,0 +1,288 @@
+//! `pacer observe`: what one QEMU's guest does to its memory and its disks, as
+//! lines of JSON, a table, and metrics.
+//!
+//! This module is the loop: it attaches the probe, ticks, and ends with a signal
+//! or with the process. What a line says is decided in [`state`] and [`ram`],
+//! how it looks in [`line`] and [`table`]; those are pure.
+
+mod disks;
+pub mod images;
+mod latency;
+pub mod line;
+mod qemu;
+pub mod ram;
+mod reading;
+mod rights;
+mod screen;
+pub mod state;
+pub mod table;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinSet;
+
+use crate::cli::ObserveArgs;
+use crate::clock;
+use crate::exit::{Exit, Failure};
+use crate::measure::Accelerator;
+use crate::pacing::sample::Sample;
+use crate::pacing::time::Time;
+use crate::probe::windows::{BURST_GAP, DirtyWindows};
+use crate::probe::{self, Probe, ProbeError};
+use crate::process::ProcessId;
+use crate::qmp::Qmp;
+use crate::shutdown::Signals;
+use line::Line;
+use qemu::News;
+use ram::Asking;
+use reading::Reader;
+use screen::Screen;
+use state::State;
+
+/// Something the loop must act on.
+enum Wake {
+    Tick,
+    Probe,
+    Settled,
+    News(News),
+    Ended,
+    Signal(&'static str),
+}
+
+/// One process observed.
+struct Observer {
+    probe: Probe,
+    windows: DirtyWindows,
+    state: State,
+    reader: Reader,
+    screen: Screen,
+    news: UnboundedReceiver<News>,
+    /// The ring was read and is left alone until then: a burst of events is
+    /// read at once.
+    settles_at: Option<Time>,
+    /// Asks QEMU; ends with this.
+    asking: JoinSet<()>,
+}
+
+/// Observes a process until it ends or a signal comes.
+///
+/// # Errors
+///
+/// If there is no such process, or nothing of it can be observed.
+pub async fn run(args: ObserveArgs, signals: &mut Signals) -> Result<Exit, Failure> {
+    // Named before anything else is found wrong.
+    let process = ProcessId::of(args.pid).map_err(anyhow::Error::new)?;
+    let qmp = match &args.qmp {
+        Some(path) => Some(Qmp::connect(path).await.map_err(anyhow::Error::new)?),
+        None => None,
+    };
+    let probe = Probe::attach(process.pid).map_err(explain)?;
+    let started = clock::now();
+    let pid = probe.process().unwrap_or(process.pid);
+    let pidfd = open(pid, process)?;
+    let reader = Reader::new(pid, pidfd.try_clone().map_err(anyhow::Error::new)?);
+    let ended = probe::watch(pidfd).map_err(anyhow::Error::new)?;
+    let (sender, news) = unbounded_channel();
+    let mut observer = Observer {
+        probe,
+        windows: DirtyWindows::new(),
+        state: State::new(pid, started),
+        reader,
+        screen: Screen::new(args.json),
+        news,
+        settles_at: None,
+        asking: JoinSet::new(),
+    };
+    if let Some(qmp) = qmp {
+        let accelerator = observer.ask_qemu(&qmp).await?;
+        observer
+            .asking
+            .spawn(qemu::measure_sets(qmp, accelerator, sender));
+    }
+    observer.run(args.interval, &ended, signals).await
+}
+
+/// The process, to be told of its end.
+fn open(pid: u32, process: ProcessId) -> Result<OwnedFd, Failure> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let opened = number
+        .ok_or(io::Error::from(io::ErrorKind::NotFound))
+        .and_then(|number| Ok(pidfd_open(number, PidfdFlags::empty())?));
+    match opened {
+        Ok(pidfd) if process.is_alive() => Ok(pidfd),
+        Ok(_) => Err(Failure::not_started(format!(
+            "process {pid} has just ended"
+        ))),
+        Err(error) => Err(Failure::not_started(format!(
+            "process {pid} cannot be watched ({error})"
+        ))),
+    }
+}
+
+/// The failure with the rights that are lacking, if that is what it is.
+fn explain(error: ProbeError) -> Failure {
+    let missing = match &error {
+        ProbeError::NotPermitted { .. } => rights::missing(),
+        _ => Vec::new(),
+    };
+    let error = anyhow::Error::new(error);
+    Failure::NotStarted(if missing.is_empty() {
+        error
+    } else {
+        error.context(format!("missing: {}", missing.join(", ")))
+    })
+}
+
+impl Observer {
+    /// What QEMU is, before it is asked to measure.
+    async fn ask_qemu(&mut self, qmp: &Qmp) -> Result<Accelerator, Failure> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Size {
+            base_memory: u64,
+        }
+        let size: Size = qmp
+            .execute("query-memory-size-summary", serde_json::Value::Null)
+            .await
+            .map_err(anyhow::Error::new)?;
+        let accelerator = Accelerator::of(qmp).await.map_err(anyhow::Error::new)?;
+        self.state.qemu.version = Some(qmp.version());
+        self.state.qemu.accelerator = Some(accelerator.word());
+        self.state.ram.set_total(size.base_memory);
+        self.state.ram.asking = Asking::Measuring;
+        self.windows.expect_ram(size.base_memory);
+        Ok(accelerator)
+    }
+
+    async fn run(
+        mut self,
+        interval: Duration,
+        ended: &AsyncFd<OwnedFd>,
+        signals: &mut Signals,
+    ) -> Result<Exit, Failure> {
+        let mut timer = tokio::time::interval(interval);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wake = tokio::select! {
+                biased;
+                name = signals.next() => Wake::Signal(name),
+                Ok(_) = ended.readable() => Wake::Ended,
+                _ = timer.tick() => Wake::Tick,
+                Some(news) = self.news.recv() => Wake::News(news),
+                () = settled(self.settles_at) => Wake::Settled,
+                Ok(()) = self.probe.readable(), if self.settles_at.is_none() => Wake::Probe,
+            };
+            let shown = match wake {
+                Wake::Tick => self.tick(false),
+                Wake::Probe | Wake::Settled => {
+                    self.take_events(clock::now());
+                    Ok(())
+                }
+                Wake::News(news) => {
+                    self.handle_news(news);
+                    Ok(())
+                }
+                Wake::Ended => {
+                    self.tick(true).or_else(ignore_broken_pipe)?;
+                    return Ok(Exit::Success);
+                }
+                Wake::Signal(name) => {
+                    tracing::debug!("{name}");
+                    self.tick(false).or_else(ignore_broken_pipe)?;
+                    return Ok(Exit::Success);
+                }
+            };
+            match shown {
+                Ok(()) => {}
+                // Nobody reads it any more.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Ok(Exit::Success);
+                }
+                Err(error) => return Err(unwritable(&error)),
+            }
+        }
+    }
+
+    /// Shows a line for now.
+    fn tick(&mut self, ended: bool) -> io::Result<()> {
+        let line = self.line(ended);
+        self.screen.show(&line)
+    }
+
+    fn line(&mut self, ended: bool) -> Line {
+        self.take_events(clock::now());
+        let reading = self.reader.read(&mut self.probe, &self.state);
+        self.state.line(reading, ended)
+    }
+
+    /// Takes in what the probe has seen.
+    fn take_events(&mut self, now: Time) {
+        let events = self.probe.drain();
+        let more = !events.is_empty();
+        for event in events {
+            self.state.ram.handle_event(&event);
+            let sample = self.windows.handle_event(&event);
+            self.take_sample(sample, event.at);
+        }
+        let sample = self.windows.flush(now);
+        self.take_sample(sample, now);
+        self.settles_at = more.then(|| now + BURST_GAP);
+    }
+
+    fn take_sample(&mut self, sample: Option<Sample>, at: Time) {
+        if let Some(Sample::Dirty(window)) = sample {
+            self.state.ram.handle_window(window, at);
+        }
+    }
+
+    fn handle_news(&mut self, news: News) {
+        match news {
+            News::Measured {
+                window,
+                began,
+                ended,
+            } => {
+                // The log it was made from has been read: nothing more follows.
+                self.take_events(clock::now() + BURST_GAP);
+                self.state.ram.handle_measured(window, began, ended);
+                self.reader.qemu_warning = None;
+            }
+            News::NotMeasured(reason) => {
+                self.reader.qemu_warning = Some(format!(
+                    "how the guest writes its memory: QEMU has not measured it ({reason})"
+                ));
+            }
+            News::Gone(reason) => {
+                self.state.ram.asking = Asking::Gone;
+                self.reader.qemu_warning = Some(format!(
+                    "how the guest writes its memory: {reason}; start pacer observe again"
+                ));
+            }
+        }
+    }
+}
+
+/// Waits until `when`; for ever without it.
+async fn settled(when: Option<Time>) {
+    match when {
+        Some(when) => clock::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ignore_broken_pipe(error: io::Error) -> Result<(), Failure> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        Ok(())
+    } else {
+        Err(unwritable(&error))
+    }
+}
+
+fn unwritable(error: &io::Error) -> Failure {
+    Failure::not_started(format!("standard output cannot be written ({error})"))
+}

@@ -1,0 +1,128 @@
+//! Reads everything that a line is made from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use procfs::net::TcpNetEntry;
+use procfs::process::Process;
+
+use super::images::{Images, device_name};
+use super::rights;
+use super::state::{Reading, State};
+use crate::clock;
+use crate::probe::Probe;
+use crate::probe::activity::{Activity, DeviceId};
+
+/// There is no such process.
+const ESRCH: i32 = 3;
+
+/// Reads what belongs to one process.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pid: u32,
+    images: Images<OwnedFd>,
+    device_names: BTreeMap<DeviceId, String>,
+    /// What is wrong with QEMU's measurements.
+    pub(super) qemu_warning: Option<String>,
+}
+
+impl Reader {
+    pub(super) const fn new(pid: u32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            images: Images::new(pid, pidfd),
+            device_names: BTreeMap::new(),
+            qemu_warning: None,
+        }
+    }
+
+    /// What is to be told now.
+    pub(super) fn read(&mut self, probe: &mut Probe, state: &State) -> Reading {
+        let at = clock::now();
+        let activity = probe.activity();
+        let counters = probe.counters();
+        let mut warnings = probe.warnings().to_vec();
+        if counters.run_ns.is_none() {
+            warnings.push(
+                "what the probe costs: the kernel does not count it (as root, or once \
+                 `sysctl kernel.bpf_stats_enabled=1` was said, it does)"
+                    .to_owned(),
+            );
+        }
+        let images = self.images.open();
+        if let Err(error) = &images {
+            warnings.extend(explain(error));
+        }
+        warnings.extend(self.qemu_warning.clone());
+        self.name_devices(&activity);
+        Reading {
+            at,
+            wall: clock::wall(),
+            connections: self.connections(&activity, state),
+            device_names: self.device_names.clone(),
+            cost: probe.cost(),
+            activity,
+            counters,
+            images: images.ok(),
+            warnings,
+        }
+    }
+
+    fn name_devices(&mut self, activity: &Activity) {
+        let ids: BTreeSet<DeviceId> = activity.devices.iter().map(|device| device.id).collect();
+        for id in ids {
+            if !self.device_names.contains_key(&id)
+                && let Some(name) = device_name(id)
+            {
+                self.device_names.insert(id, name);
+            }
+        }
+    }
+
+    /// The ends of the connections that are new.
+    fn connections(
+        &self,
+        activity: &Activity,
+        state: &State,
+    ) -> BTreeMap<(u16, u16), (String, String)> {
+        let is_new = |socket| !state.knows_connection(socket);
+        if !activity.sockets.iter().any(is_new) {
+            return BTreeMap::new();
+        }
+        let Ok(process) = Process::new(i32::try_from(self.pid).unwrap_or(i32::MAX)) else {
+            return BTreeMap::new();
+        };
+        let tables = [process.tcp().ok(), process.tcp6().ok()];
+        tables.into_iter().flatten().flatten().map(ends).collect()
+    }
+}
+
+fn ends(entry: TcpNetEntry) -> ((u16, u16), (String, String)) {
+    let (local, peer) = (entry.local_address, entry.remote_address);
+    let ports = (local.port(), peer.port());
+    (ports, (local.to_string(), peer.to_string()))
+}
+
+/// Why the images are not known; nothing of a process that has just ended.
+fn explain(error: &io::Error) -> Option<String> {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let missing = rights::missing();
+            let missing = if missing.is_empty() {
+                "CAP_SYS_PTRACE".to_owned()
+            } else {
+                missing.join(", ")
+            };
+            Some(format!(
+                "which files the images are: no right to look at another user's process; \
+                 missing: {missing} ({})",
+                rights::REMEDY
+            ))
+        }
+        // What files of a process that is ending say.
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => None,
+        _ if error.raw_os_error() == Some(ESRCH) => None,
+        _ => Some(format!("which files the images are: {error}")),
+    }
+}
