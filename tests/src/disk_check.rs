@@ -107,7 +107,7 @@ pub fn every_mode(folder: &Path) -> Vec<DiskOptions> {
                     // A PC has room for a few ATA and PCI disks, and for any
                     // number of LUNs.
                     bus: match number % 4 {
-                        0 if number < 12 => DiskBus::Ide,
+                        0 if number < 8 => DiskBus::Ide,
                         1 if number < 32 => DiskBus::VirtioBlk,
                         _ => DiskBus::VirtioScsi,
                     },
