@@ -6,9 +6,10 @@ use prometheus::{
     Encoder as _, Gauge, GaugeVec, IntCounter, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::observe::families::ProbeFamilies;
+use crate::observe::line::Line;
 use crate::pacing::forecast::Percentiles;
 use crate::pacing::sample::StreamCounters;
-use crate::report::Probe;
 use crate::units::to_f64;
 
 /// The families of one agent, with one migration.
@@ -28,9 +29,8 @@ pub struct Metrics {
     bytes: [IntCounter; 2],
     pages: [IntCounter; 2],
     passes: IntCounter,
-    probe_events: IntCounter,
-    probe_lost: IntCounter,
-    last: Mutex<(StreamCounters, u64, u64)>,
+    probe: ProbeFamilies,
+    last: Mutex<StreamCounters>,
 }
 
 const VERDICTS: [&str; 3] = ["feasible", "infeasible", "unknown"];
@@ -133,14 +133,7 @@ impl Metrics {
                 "migration_passes_total",
                 "Sweeps of QEMU over the pages it holds dirty that have begun.",
             )?,
-            probe_events: counter(
-                "probe_events_total",
-                "Events that the eBPF programs saw of this QEMU.",
-            )?,
-            probe_lost: counter(
-                "probe_lost_events_total",
-                "Events that the eBPF programs could not hand over.",
-            )?,
+            probe: ProbeFamilies::register(&registry)?,
             last: Mutex::default(),
             registry,
         };
@@ -150,7 +143,7 @@ impl Metrics {
     /// The stream's counters now.
     pub fn set_bytes(&self, now: StreamCounters) {
         let mut last = lock(&self.last);
-        let before = std::mem::replace(&mut last.0, now);
+        let before = std::mem::replace(&mut *last, now);
         let grown = |now: u64, before: u64| now.saturating_sub(before);
         self.bytes[0].inc_by(grown(now.bytes_from_qemu, before.bytes_from_qemu));
         self.bytes[1].inc_by(grown(now.bytes_on_wire, before.bytes_on_wire));
@@ -159,14 +152,9 @@ impl Metrics {
         self.passes.inc_by(grown(now.passes, before.passes));
     }
 
-    /// What the probe did so far.
-    pub fn set_probe(&self, probe: Probe) {
-        let mut last = lock(&self.last);
-        self.probe_events
-            .inc_by(probe.events.saturating_sub(last.1));
-        self.probe_lost
-            .inc_by(probe.lost_events.saturating_sub(last.2));
-        (last.1, last.2) = (probe.events, probe.lost_events);
+    /// What the probe has seen.
+    pub fn set_probe(&self, line: Line) {
+        self.probe.set(line);
     }
 
     /// How far it is.
@@ -230,16 +218,22 @@ impl Metrics {
         self.outcome.with_label_values(&[word]).set(1);
     }
 
-    /// All families in Prometheus's text format.
-    ///
-    /// # Errors
-    ///
-    /// If a family cannot be written: a mistake in this file.
-    pub fn render(&self) -> prometheus::Result<String> {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+    /// Where the families are.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
     }
+}
+
+/// All families of `registry` in Prometheus's text format.
+///
+/// # Errors
+///
+/// If a family cannot be written: a mistake in this file.
+pub fn render(registry: &Registry) -> prometheus::Result<String> {
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -262,7 +256,7 @@ mod tests {
         });
         metrics.set_rates(Some(u64::MAX), Some(5.0));
         metrics.set_outcome("completed");
-        let text = metrics.render().unwrap();
+        let text = render(metrics.registry()).unwrap();
         for line in [
             "pacer_migration_bytes_total{at=\"wire\",side=\"source\"} 7",
             "pacer_migration_rate_bytes_per_second{kind=\"commanded\",side=\"source\"} inf",

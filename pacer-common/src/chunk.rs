@@ -9,7 +9,9 @@ pub const CHUNKS: &str = "CHUNKS";
 
 /// Sets in the table: a power of two. With [`WAYS`] it holds 64 Ki chunks, that
 /// is 64 GiB under writes at a time, in 3 MiB.
-pub const SETS: u32 = 1 << 14;
+pub const SETS: u32 = 1 << SET_BITS;
+
+const SET_BITS: u32 = 14;
 
 /// Chunks in a set.
 pub const WAYS: usize = 4;
@@ -24,7 +26,10 @@ pub const MAX_CHUNKS: u32 = 64;
 
 /// Classes of mean intervals. Class 0: written once. Class `k` from 1: below
 /// 2^(k+20) ns and, but for the first, at least half of that; the last is open.
-pub const CLASSES: usize = 24;
+pub const CLASSES: usize = LAST_CLASS as usize + 1;
+
+/// The class of the longest intervals, from 73 minutes.
+const LAST_CLASS: u32 = 23;
 
 /// log2 of the upper end of class 1's intervals in ns, about 2 ms.
 const FIRST_SHIFT: u32 = 21;
@@ -35,23 +40,23 @@ const FIRST_SHIFT: u32 = 21;
 pub struct Chunk {
     /// Inode of its file.
     pub inode: u64,
-    /// Device of its file, as in [`crate::file::FileKey`].
-    pub device: u32,
-    /// Its class now.
-    pub class: u32,
+    /// File system of its file, as in [`crate::file::FileKey`].
+    pub super_block: u64,
     /// Its number in the file.
     pub number: u64,
     /// When it was last written, `bpf_ktime_get_ns`; 0: no chunk is here.
     pub written_at_ns: u64,
     /// Mean of the intervals between its writes, the newest weighing an eighth.
     pub interval_ns: u64,
+    /// Its class now.
+    pub class: u64,
 }
 
 /// The chunks whose hash is the same.
 pub type ChunkSet = [Chunk; WAYS];
 
 const _: () = {
-    assert!(size_of::<Chunk>() == 40);
+    assert!(size_of::<Chunk>() == 48);
     assert!(align_of::<Chunk>() == 8);
     assert!(SETS.is_power_of_two());
 };
@@ -62,8 +67,11 @@ const _: () = {
 #[must_use]
 pub const fn class_of(interval_ns: u64) -> u32 {
     let bits = u64::BITS - (interval_ns >> FIRST_SHIFT).leading_zeros();
-    let last = CLASSES as u32 - 1;
-    if bits + 1 < last { bits + 1 } else { last }
+    if bits < LAST_CLASS {
+        bits + 1
+    } else {
+        LAST_CLASS
+    }
 }
 
 /// The lower end of a class' intervals in ns. Class 0 has no intervals.
@@ -90,13 +98,13 @@ pub const fn mean_with(mean_ns: u64, interval_ns: u64) -> u64 {
 /// The set that a chunk belongs to, below [`SETS`].
 #[inline(always)]
 #[must_use]
-pub const fn set_of(inode: u64, device: u32, number: u64) -> u32 {
+pub const fn set_of(inode: u64, super_block: u64, number: u64) -> u32 {
     // Fibonacci hashing: neighbours go to sets far apart.
-    let mixed = (inode ^ (device as u64) << 40)
+    let mixed = (inode ^ super_block.rotate_left(32))
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
         .wrapping_add(number)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 32) as u32 & (SETS - 1)
+    (mixed >> 32) as u32 >> (u32::BITS - SET_BITS)
 }
 
 #[cfg(test)]
@@ -105,14 +113,14 @@ mod tests {
 
     #[test]
     fn classes_meet_without_gaps() {
-        for class in 1..CLASSES as u32 {
+        for class in 1..=LAST_CLASS {
             let start = class_start_ns(class);
             assert_eq!(class_of(start), class);
             if class > 1 {
                 assert_eq!(class_of(start - 1), class - 1);
             }
         }
-        assert_eq!(class_of(u64::MAX), CLASSES as u32 - 1);
+        assert_eq!(class_of(u64::MAX), LAST_CLASS);
     }
 
     #[test]

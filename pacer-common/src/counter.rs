@@ -21,6 +21,8 @@ pub const CUT_WRITES: u32 = 5;
 pub const READ_TO_RAM_BYTES: u32 = 6;
 /// Slot of: bytes read to other addresses.
 pub const READ_ELSEWHERE_BYTES: u32 = 7;
+/// Slot of: bytes that sockets accepted.
+pub const SENT_BYTES: u32 = 8;
 
 /// How many counters there are.
-pub const COUNT: u32 = 8;
+pub const COUNT: u32 = 9;

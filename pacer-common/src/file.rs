@@ -17,17 +17,19 @@ pub const MAX_FILES: u32 = 1024;
 pub struct FileKey {
     /// Its inode.
     pub inode: u64,
-    /// The device of its file system, as the kernel packs it: the major number
-    /// above the lower 20 bits.
-    pub device: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// Address of its file system in the kernel, which stays while the file is
+    /// open.
+    pub super_block: u64,
 }
 
 /// What happened to one file, on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileCounts {
+    /// The device of its file system, as the kernel packs it: the major number
+    /// above the lower 20 bits. Set on the CPU that saw the file first, 0 on the
+    /// others.
+    pub device: u64,
     /// Writes of content.
     pub writes: u64,
     /// Their bytes.
@@ -54,6 +56,7 @@ pub struct FileCounts {
 impl FileCounts {
     /// Nothing yet.
     pub const NONE: Self = Self {
+        device: 0,
         writes: 0,
         written_bytes: 0,
         zeroes: 0,
@@ -70,7 +73,7 @@ impl FileCounts {
 const _: () = {
     assert!(size_of::<FileKey>() == 16);
     assert!(align_of::<FileKey>() == 8);
-    assert!(size_of::<FileCounts>() == 9 * 8 + CLASSES * 8);
+    assert!(size_of::<FileCounts>() == 10 * 8 + CLASSES * 8);
     assert!(align_of::<FileCounts>() == 8);
 };
 

@@ -13,4 +13,6 @@ pub mod file;
 pub mod kernel;
 pub mod settings;
 pub mod slot;
+pub mod socket;
+pub mod tracepoint;
 pub mod uring;

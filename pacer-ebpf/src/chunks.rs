@@ -18,9 +18,11 @@ struct Walk {
     now_ns: u64,
 }
 
-/// `bytes` at `offset` were written.
+/// `bytes` at `offset` of the file `key` were written; `counts` are this CPU's
+/// of that file. A pointer and no reference, because a chunk that is evicted may
+/// be of the same file.
 #[inline(always)]
-pub(crate) fn wrote(key: &FileKey, counts: &mut FileCounts, offset: u64, bytes: u64) {
+pub(crate) fn wrote(key: &FileKey, counts: *mut FileCounts, offset: u64, bytes: u64) {
     // At the file's own position, -1: where that was is not known.
     if offset > i64::MAX as u64 {
         return;
@@ -42,7 +44,7 @@ pub(crate) fn wrote(key: &FileKey, counts: &mut FileCounts, offset: u64, bytes: 
     if chunks > u64::from(MAX_CHUNKS) {
         count(counter::CUT_WRITES);
     }
-    let chunks = chunks.min(u64::from(MAX_CHUNKS)) as u32;
+    let chunks = u32::try_from(chunks).map_or(MAX_CHUNKS, |chunks| chunks.min(MAX_CHUNKS));
     // SAFETY: the callback has the form the helper wants, and `walk` outlives
     // the call.
     unsafe { bpf_loop(chunks, next_chunk as *mut c_void, (&raw mut walk).cast(), 0) };
@@ -51,10 +53,7 @@ pub(crate) fn wrote(key: &FileKey, counts: &mut FileCounts, offset: u64, bytes: 
 unsafe extern "C" fn next_chunk(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `wrote` passes its `Walk`, and nothing else uses it now.
     let walk = unsafe { &*context.cast::<Walk>() };
-    if let Some(counts) = FILES.get_ptr_mut(&walk.key) {
-        // SAFETY: this CPU's own value, as in `file::counts`; the caller's
-        // reference is not used while the walk runs.
-        let counts = unsafe { &mut *counts };
+    if let Some(counts) = FILES.get_ptr_mut(walk.key) {
         wrote_chunk(
             &walk.key,
             counts,
@@ -66,8 +65,8 @@ unsafe extern "C" fn next_chunk(index: u32, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn wrote_chunk(key: &FileKey, counts: &mut FileCounts, number: u64, now_ns: u64) {
-    let set = chunk::set_of(key.inode, key.device, number);
+fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64) {
+    let set = chunk::set_of(key.inode, key.super_block, number);
     let Some(set) = CHUNKS.get_ptr_mut(set) else {
         return;
     };
@@ -77,11 +76,10 @@ fn wrote_chunk(key: &FileKey, counts: &mut FileCounts, number: u64, now_ns: u64)
     let set = unsafe { &mut *set };
     let mut oldest = 0;
     let mut oldest_at = u64::MAX;
-    for way in 0..WAYS {
-        let chunk = &mut set[way];
+    for (way, chunk) in set.iter_mut().enumerate() {
         if chunk.number == number
             && chunk.inode == key.inode
-            && chunk.device == key.device
+            && chunk.super_block == key.super_block
             && chunk.written_at_ns != 0
         {
             written_again(chunk, counts, now_ns);
@@ -98,26 +96,26 @@ fn wrote_chunk(key: &FileKey, counts: &mut FileCounts, number: u64, now_ns: u64)
     }
     *chunk = Chunk {
         inode: key.inode,
-        device: key.device,
-        class: 0,
+        super_block: key.super_block,
         number,
         written_at_ns: now_ns,
         interval_ns: 0,
+        class: 0,
     };
-    counts.chunks[0] += 1;
+    count_chunk(counts, 0, 1);
 }
 
 #[inline(always)]
-fn written_again(chunk: &mut Chunk, counts: &mut FileCounts, now_ns: u64) {
+fn written_again(chunk: &mut Chunk, counts: *mut FileCounts, now_ns: u64) {
     // Another CPU may have been a little later.
     let interval_ns = now_ns.saturating_sub(chunk.written_at_ns);
     chunk.interval_ns = chunk::mean_with(chunk.interval_ns, interval_ns);
     chunk.written_at_ns = now_ns;
     let class = chunk::class_of(chunk.interval_ns);
-    if class != chunk.class {
-        leave(counts, chunk.class);
-        join(counts, class);
-        chunk.class = class;
+    if u64::from(class) != chunk.class {
+        count_chunk(counts, chunk.class, -1);
+        count_chunk(counts, u64::from(class), 1);
+        chunk.class = u64::from(class);
     }
 }
 
@@ -126,29 +124,24 @@ fn written_again(chunk: &mut Chunk, counts: &mut FileCounts, now_ns: u64) {
 fn evict(chunk: &Chunk) {
     let key = FileKey {
         inode: chunk.inode,
-        device: chunk.device,
-        padding: 0,
+        super_block: chunk.super_block,
     };
-    if let Some(counts) = FILES.get_ptr_mut(&key) {
-        // SAFETY: this CPU's own value, as in `file::counts`; where it is the
-        // caller's too, no field is held over this.
-        let counts = unsafe { &mut *counts };
-        leave(counts, chunk.class);
-        counts.evicted_chunks += 1;
+    if let Some(counts) = FILES.get_ptr_mut(key) {
+        count_chunk(counts, chunk.class, -1);
+        // SAFETY: this CPU's own value, as in `file::counts`.
+        unsafe { (*counts).evicted_chunks += 1 };
     }
 }
 
+/// Adds `change` to the chunks of a class.
 #[inline(always)]
-fn join(counts: &mut FileCounts, class: u32) {
-    if let Some(chunks) = counts.chunks.get_mut(class as usize) {
-        *chunks += 1;
-    }
-}
-
-#[inline(always)]
-fn leave(counts: &mut FileCounts, class: u32) {
-    if let Some(chunks) = counts.chunks.get_mut(class as usize) {
-        *chunks -= 1;
+fn count_chunk(counts: *mut FileCounts, class: u64, change: i64) {
+    if let Ok(class) = usize::try_from(class)
+        && class < CLASSES
+    {
+        // SAFETY: this CPU's own value, as in `file::counts`, and the class is
+        // one of it.
+        unsafe { (*counts).chunks[class] += change };
     }
 }
 

@@ -28,9 +28,9 @@ fn try_fallocate_exit(context: &TracePointContext) -> Option<()> {
     let (mode, bytes) = (registers.second(), registers.fourth());
     // Anything else allocates, and changes no content.
     if mode & PUNCH_HOLE != 0 {
-        file::discarded(&file_of(registers.first() as u32)?, bytes);
+        file::discarded(&file_of(registers.descriptor())?, bytes);
     } else if mode & ZERO_RANGE != 0 {
-        file::zeroed(&file_of(registers.first() as u32)?, bytes);
+        file::zeroed(&file_of(registers.descriptor())?, bytes);
     }
     Some(())
 }

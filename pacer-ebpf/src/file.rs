@@ -5,6 +5,7 @@ use pacer_common::counter;
 use pacer_common::file::{FileCounts, FileKey};
 
 use crate::chunks;
+use crate::kernel::device_of;
 use crate::maps::FILES;
 use crate::report::count;
 
@@ -16,7 +17,7 @@ pub(crate) fn wrote(key: &FileKey, offset: u64, bytes: u64) {
     if let Some(counts) = counts(key) {
         counts.writes += 1;
         counts.written_bytes += bytes;
-        chunks::wrote(key, counts, offset, bytes);
+        chunks::wrote(key, &raw mut *counts, offset, bytes);
     }
 }
 
@@ -53,10 +54,7 @@ fn counts(key: &FileKey) -> Option<&'static mut FileCounts> {
     let counts = match FILES.get_ptr_mut(key) {
         Some(counts) => counts,
         None => {
-            // Another CPU may have made it just now, which is as good: with
-            // BPF_NOEXIST its counts are not overwritten.
-            let _ = FILES.insert(key, &FileCounts::NONE, u64::from(BPF_NOEXIST));
-            let Some(counts) = FILES.get_ptr_mut(key) else {
+            let Some(counts) = first_counts(key) else {
                 count(counter::MAP_FULL);
                 return None;
             };
@@ -66,4 +64,19 @@ fn counts(key: &FileKey) -> Option<&'static mut FileCounts> {
     // SAFETY: the value lives as long as the map. It is this CPU's own, and
     // tracepoints run without preemption.
     Some(unsafe { &mut *counts })
+}
+
+#[inline(always)]
+fn first_counts(key: &FileKey) -> Option<*mut FileCounts> {
+    let counts = FileCounts {
+        device: device_of(key).map_or(0, u64::from),
+        ..FileCounts::NONE
+    };
+    // Another CPU may have made it just now, which is as good: with BPF_NOEXIST
+    // its counts are not overwritten.
+    let _ = FILES.insert(key, counts, u64::from(BPF_NOEXIST));
+    let counts = FILES.get_ptr_mut(key)?;
+    // The kernel gives a new value to one CPU and zeroes to the others, where
+    // the device is told again: user space takes whichever is not 0.
+    Some(counts)
 }

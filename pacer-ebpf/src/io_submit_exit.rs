@@ -22,7 +22,7 @@ const IOCB_CMD_PREADV: u16 = 7;
 const IOCB_CMD_PWRITEV: u16 = 8;
 
 /// Most requests walked; QEMU submits at most 1024.
-const MAX_REQUESTS: u64 = 1024;
+const MAX_REQUESTS: u32 = 1024;
 
 /// The front of `struct iocb`.
 #[repr(C)]
@@ -53,7 +53,7 @@ fn try_io_submit_exit(context: &TracePointContext) -> Option<()> {
     // the call.
     unsafe {
         bpf_loop(
-            accepted.min(MAX_REQUESTS) as u32,
+            u32::try_from(accepted).map_or(MAX_REQUESTS, |accepted| accepted.min(MAX_REQUESTS)),
             on_request as *mut c_void,
             (&raw mut iocbs).cast(),
             0,

@@ -26,7 +26,7 @@ fn try_ioctl_exit(context: &TracePointContext) -> Option<()> {
     let registers = registers();
     // 32 bits: older QEMUs (7.2) pass an `int`, whose sign fills the rest of
     // the register for KVM_CLEAR_DIRTY_LOG.
-    let request = registers.second() as u32;
+    let request = registers.request();
     // vCPU threads come here once per exit to user space: leave early.
     match request {
         kvm::SET_USER_MEMORY_REGION
@@ -52,7 +52,7 @@ fn try_ioctl_exit(context: &TracePointContext) -> Option<()> {
 #[inline(always)]
 fn on_range(request: u32, registers: &Registers) -> Option<()> {
     let [_, bytes]: [u64; 2] = read_user(registers.third())?;
-    let key = file_of(registers.first() as u32)?;
+    let key = file_of(registers.descriptor())?;
     if request == BLKZEROOUT {
         file::zeroed(&key, bytes);
     } else {

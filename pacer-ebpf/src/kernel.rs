@@ -1,8 +1,10 @@
 //! Reads from the kernel's memory, at the offsets that the loader found in its
 //! BTF.
 
-use aya_ebpf::Global;
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use core::ptr;
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use pacer_common::counter;
 use pacer_common::file::FileKey;
 use pacer_common::kernel::KernelLayout;
@@ -10,7 +12,7 @@ use pacer_common::kernel::KernelLayout;
 use crate::report::count;
 
 #[unsafe(no_mangle)]
-static KERNEL_LAYOUT: Global<KernelLayout> = Global::new(KernelLayout {
+static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     task_files: 0,
     files_table: 0,
     table_files: 0,
@@ -23,12 +25,71 @@ static KERNEL_LAYOUT: Global<KernelLayout> = Global::new(KernelLayout {
     request_address: 0,
     request_length: 0,
     padding: 0,
-});
+};
 
-/// The offsets.
+/// The offset in one field of the layout. Read by itself and not with the
+/// others, so that the verifier knows its value.
+macro_rules! offset {
+    ($field:ident) => {
+        layout_word(&KERNEL_LAYOUT.$field)
+    };
+}
+
+/// Read at run time, since the loader sets it.
 #[inline(always)]
-pub(crate) fn layout() -> KernelLayout {
-    KERNEL_LAYOUT.load()
+fn layout_word(field: &'static u32) -> u32 {
+    // SAFETY: a reference is valid to read.
+    unsafe { ptr::read_volatile(field) }
+}
+
+/// Follows the pointer at `offset` of a structure whose type the verifier
+/// knows: a plain load, which the kernel makes safe.
+///
+/// # Safety
+///
+/// `structure` must be such a pointer; the verifier checks it.
+#[inline(always)]
+unsafe fn follow(structure: *const u8, offset: u32) -> *const u8 {
+    // SAFETY: accepted at a field's offset alone; a load from an address that is
+    // gone gives 0.
+    unsafe { *structure.byte_add(offset as usize).cast::<*const u8>() }
+}
+
+/// What a request of io_uring is about, as it enters the ring.
+pub(crate) struct RingRequest {
+    address: u64,
+}
+
+impl RingRequest {
+    /// The request at `address` in the kernel.
+    #[inline(always)]
+    pub(crate) const fn at(address: u64) -> Self {
+        Self { address }
+    }
+
+    /// The descriptor it is for.
+    #[inline(always)]
+    pub(crate) fn fd(&self) -> Option<u32> {
+        read_kernel(self.address, offset!(request_fd))
+    }
+
+    /// Where in the file, in bytes.
+    #[inline(always)]
+    pub(crate) fn position(&self) -> Option<u64> {
+        read_kernel(self.address, offset!(request_position))
+    }
+
+    /// Address of the buffer, or of the vectors.
+    #[inline(always)]
+    pub(crate) fn buffer(&self) -> Option<u64> {
+        read_kernel(self.address, offset!(request_address))
+    }
+
+    /// Bytes of the buffer, or how many vectors.
+    #[inline(always)]
+    pub(crate) fn length(&self) -> Option<u32> {
+        read_kernel(self.address, offset!(request_length))
+    }
 }
 
 /// The value `offset` bytes after `address` in the kernel. `T` must be valid
@@ -53,18 +114,24 @@ pub(crate) fn file_of(fd: u32) -> Option<FileKey> {
 
 #[inline(always)]
 fn try_file_of(fd: u32) -> Option<FileKey> {
-    let layout = layout();
     // SAFETY: the helper has no conditions.
-    let task = unsafe { bpf_get_current_task() };
-    let files: u64 = read_kernel(task, layout.task_files)?;
-    let table: u64 = read_kernel(files, layout.files_table)?;
-    let entries: u64 = read_kernel(table, layout.table_files)?;
-    let file: u64 = read_kernel(entries + u64::from(fd) * 8, 0)?;
-    let inode: u64 = read_kernel(file, layout.file_inode)?;
-    let super_block: u64 = read_kernel(inode, layout.inode_super)?;
+    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+    // SAFETY: the current task, and from there by fields of known types.
+    let entries = unsafe {
+        let files = follow(task, offset!(task_files));
+        let table = follow(files, offset!(files_table));
+        follow(table, offset!(table_files)) as u64
+    };
+    let file: u64 = read_kernel(entries, fd * 8)?;
+    let inode: u64 = read_kernel(file, offset!(file_inode))?;
     Some(FileKey {
-        inode: read_kernel(inode, layout.inode_number)?,
-        device: read_kernel(super_block, layout.super_device)?,
-        padding: 0,
+        inode: read_kernel(inode, offset!(inode_number))?,
+        super_block: read_kernel(inode, offset!(inode_super))?,
     })
+}
+
+/// The device of a file's file system, as the kernel packs it.
+#[inline(always)]
+pub(crate) fn device_of(key: &FileKey) -> Option<u32> {
+    read_kernel(key.super_block, offset!(super_device))
 }

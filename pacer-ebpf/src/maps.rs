@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use pacer_common::backend::{BackendCounts, BackendKey, MAX_BACKENDS};
 use pacer_common::chunk::{ChunkSet, SETS};
 use pacer_common::counter;
@@ -10,6 +10,7 @@ use pacer_common::dirty_log::PIECE_WORDS;
 use pacer_common::event::RING_BYTES;
 use pacer_common::file::{FileCounts, FileKey, MAX_FILES};
 use pacer_common::slot::MAX_SLOTS;
+use pacer_common::socket::{MAX_SOCKETS, SocketKey};
 use pacer_common::uring::{MAX_REQUESTS, Request};
 
 #[map]
@@ -41,3 +42,7 @@ pub(crate) static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(MA
 #[map]
 pub(crate) static BACKENDS: HashMap<BackendKey, BackendCounts> =
     HashMap::with_max_entries(MAX_BACKENDS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static SOCKETS: LruPerCpuHashMap<SocketKey, u64> =
+    LruPerCpuHashMap::with_max_entries(MAX_SOCKETS, 0);

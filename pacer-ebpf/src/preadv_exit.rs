@@ -21,7 +21,7 @@ fn try_preadv_exit(context: &TracePointContext) -> Option<()> {
         .ok()
         .filter(|&bytes| bytes > 0)?;
     let registers = registers();
-    file::read(&file_of(registers.first() as u32)?, bytes);
+    file::read(&file_of(registers.descriptor())?, bytes);
     device_memory::read_into_vectors(registers.second(), registers.third(), bytes);
     Some(())
 }

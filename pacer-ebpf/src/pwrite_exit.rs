@@ -23,7 +23,7 @@ fn try_pwrite_exit(context: &TracePointContext) -> Option<()> {
         .ok()
         .filter(|&bytes| bytes > 0)?;
     let registers = registers();
-    let key = file_of(registers.first() as u32)?;
+    let key = file_of(registers.descriptor())?;
     // `pwritev` splits its position in two for 32-bit machines; on 64 bits the
     // first is all of it.
     file::wrote(&key, registers.fourth(), bytes);

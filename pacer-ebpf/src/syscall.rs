@@ -29,12 +29,26 @@ pub(crate) fn registers() -> Registers {
 }
 
 impl Registers {
-    /// The first argument.
     #[inline(always)]
-    pub(crate) fn first(&self) -> u64 {
+    fn first(&self) -> u64 {
         // SAFETY: the helper returned the task's registers, which the verifier
         // knows as such.
         unsafe { (*self.0).rdi }
+    }
+
+    /// The first argument where it is a descriptor: an `int`, whatever the upper
+    /// half of the register holds.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is it")]
+    pub(crate) fn descriptor(&self) -> u32 {
+        self.first() as u32
+    }
+
+    /// The second argument where it is an `ioctl`'s request, likewise.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is it")]
+    pub(crate) fn request(&self) -> u32 {
+        self.second() as u32
     }
 
     /// The second argument.

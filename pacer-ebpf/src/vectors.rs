@@ -55,5 +55,5 @@ unsafe extern "C" fn add_vector(index: u32, context: *mut c_void) -> i64 {
 /// `count` as the helper takes it, within what is walked.
 #[inline(always)]
 pub(crate) fn at_most(count: u64) -> u32 {
-    count.min(u64::from(MAX_VECTORS)) as u32
+    u32::try_from(count).map_or(MAX_VECTORS, |count| count.min(MAX_VECTORS))
 }

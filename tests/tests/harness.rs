@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use pacer_tests::disk::{DetectZeroes, DiskAio, DiskBus, DiskCache, DiskFormat, DiskOptions};
 use pacer_tests::guest::bare::BareGuest;
+use pacer_tests::guest::bare::devices::{BareDirection, BareDisk, BareWalk};
 use pacer_tests::guest::disk_load::{DiskLoad, parse_disk_reports};
 use pacer_tests::guest::linux::{LinuxGuest, LinuxWork, check_heartbeats};
 use pacer_tests::process::{free_port, wait_until};
@@ -129,7 +130,7 @@ fn the_bare_guest_keeps_its_pace() -> Result<()> {
     source.wait_started(TIMEOUT)?;
     let writes = || {
         anyhow::Ok(
-            BARE.state(&source.pmemsave(BARE.used_bytes())?)?
+            BARE.state(&source.pmemsave(BareGuest::STATE_BYTES)?)?
                 .total_writes,
         )
     };
@@ -144,6 +145,59 @@ fn the_bare_guest_keeps_its_pace() -> Result<()> {
         (seconds - f64::from(SECONDS)).abs() < 0.5,
         "{seconds} s for {SECONDS} s of pages"
     );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_bare_guest_has_a_disk_and_a_network_card() -> Result<()> {
+    const SPAN_BYTES: u64 = 16 << 20;
+    const REQUESTS: u32 = 300;
+    let folder = tempfile::tempdir()?;
+    let writes = BareDisk {
+        limit: REQUESTS,
+        per_second: 2000,
+        queue_depth: 4,
+        ..BareDisk::new(BareDirection::Write, SPAN_BYTES)
+    };
+    let reads = BareDisk {
+        request_bytes: 16 << 10,
+        limit: REQUESTS,
+        walk: BareWalk::Random(std::num::NonZeroU32::MIN),
+        ..BareDisk::new(BareDirection::Read, SPAN_BYTES)
+    };
+    for disk in [writes, reads] {
+        let guest = BareGuest {
+            disk: Some(disk),
+            network: true,
+            ..BARE
+        };
+        let mut options = options(Guest::Bare(guest))?;
+        options.disks = vec![DiskOptions::new("disk", folder.path().join("disk"))];
+        options.disks[0].create_image(SPAN_BYTES)?;
+        let vm = Vm::start(&options)?;
+        vm.wait_started(TIMEOUT)?;
+        let before = vm.verify_bare(&guest)?;
+        vm.send_frames(REQUESTS, 500)?;
+        let done = wait_until("the devices have done their part", TIMEOUT, || {
+            let counters = guest.counters(&vm.pmemsave(BareGuest::STATE_BYTES)?)?;
+            let all = counters.requests_completed == REQUESTS && counters.frames == REQUESTS;
+            Ok(all.then_some(counters))
+        })?;
+        assert!(vm.verify_bare(&guest)?.total_writes > before.total_writes);
+        assert_eq!(
+            (done.requests_submitted, done.requests_failed),
+            (REQUESTS, 0)
+        );
+        assert_eq!(done.frame_bytes, u64::from(REQUESTS) * 500);
+        let bytes = u64::from(REQUESTS) * u64::from(disk.request_bytes);
+        let stats = vm.block_stats()?["disk"];
+        let expected = match disk.direction {
+            BareDirection::Write => (bytes, 0),
+            BareDirection::Read => (0, bytes),
+        };
+        assert_eq!((stats.wr_bytes, stats.rd_bytes), expected);
+    }
     Ok(())
 }
 

@@ -130,6 +130,7 @@ impl Driver {
                 }
                 tracing::info!(pid = qemu.pid, "eBPF probe attached");
                 self.probe = Some(probe);
+                self.record.attached(qemu.pid, clock::now());
             }
             Err(error) => self.go_on_without_probe(error),
         }
@@ -384,6 +385,7 @@ impl Driver {
         match self.windows.flush(now) {
             Some(sample) => {
                 tracing::debug!(?sample, "dirty log");
+                self.record.sample(sample, now);
                 self.session.handle_sample(sample, now);
                 true
             }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::metrics::Metrics;
+use crate::observe::feed::Feed;
 use crate::pacing::controller::{Objective, Verdict};
+use crate::pacing::sample::Sample;
 use crate::pacing::session::{Action, Session};
 use crate::pacing::time::Time;
 use crate::probe::Probe;
@@ -17,6 +19,8 @@ use crate::units::{from_f64, show_seconds};
 /// Windows at which the dirty curve is shown.
 const WINDOWS: [(&str, f64); 3] = [("0.1", 0.1), ("1", 1.0), ("10", 10.0)];
 const PAGE_BYTES: f64 = 4096.0;
+/// What the probe has seen is read for the metrics this often.
+const FEED_EVERY: Duration = Duration::from_secs(1);
 
 /// The record of one migration.
 pub(super) struct Record {
@@ -24,6 +28,8 @@ pub(super) struct Record {
     pub(super) metrics: Arc<Metrics>,
     pub(super) progress: Progress,
     pub(super) t0: Time,
+    feed: Option<Feed>,
+    next_feed: Time,
 }
 
 impl Record {
@@ -41,6 +47,8 @@ impl Record {
             metrics: Arc::clone(&prepared.metrics),
             progress: Progress::new(now),
             t0: now,
+            feed: None,
+            next_feed: now,
         }
     }
 
@@ -178,7 +186,31 @@ impl Record {
                 run_ns: counters.run_ns,
                 run_count: counters.run_count,
             };
-            self.metrics.set_probe(self.report.probe);
+        }
+    }
+
+    /// The probe observes this process from now on.
+    pub(super) fn attached(&mut self, pid: u32, now: Time) {
+        self.feed = Feed::new(pid, now)
+            .inspect_err(|error| tracing::debug!(%error, "no metrics of the probe"))
+            .ok();
+    }
+
+    /// A point of the dirty curve that the probe saw at `at`.
+    pub(super) fn sample(&mut self, sample: Sample, at: Time) {
+        if let Some(feed) = &mut self.feed {
+            feed.handle_sample(Some(sample), at);
+        }
+    }
+
+    /// Hands what the probe has seen to the metrics, every second.
+    pub(super) fn show_probe(&mut self, probe: &mut Option<Probe>, now: Time) {
+        let (Some(probe), Some(feed)) = (probe, &mut self.feed) else {
+            return;
+        };
+        if now >= self.next_feed {
+            self.next_feed = now + FEED_EVERY;
+            self.metrics.set_probe(feed.line(probe, false));
         }
     }
 

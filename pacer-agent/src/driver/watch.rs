@@ -233,6 +233,7 @@ impl Driver {
         for event in probe.drain() {
             if let Some(sample) = self.windows.handle_event(&event) {
                 tracing::debug!(?sample, "dirty log");
+                self.record.sample(sample, event.at);
                 self.session.handle_sample(sample, event.at);
             }
             match event.kind {
@@ -309,6 +310,10 @@ impl Driver {
     pub(super) fn observe(&mut self, now: Time) {
         self.take_dirty_logs(now);
         self.record.probe(&mut self.probe);
+        // Past STOP every moment is downtime.
+        if self.switchover.stopped_at.is_none() {
+            self.record.show_probe(&mut self.probe, now);
+        }
         if self.under_way {
             let counters = self.shared.counters.snapshot();
             self.session.handle_sample(Sample::Stream(counters), now);

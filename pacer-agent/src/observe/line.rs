@@ -1,6 +1,7 @@
 //! One line of `pacer observe --json`: what is in it, and under which name.
 //! Totals are since the attach, rates over the last tick.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -58,6 +59,20 @@ pub struct Ram {
     pub known: bool,
     /// Why there is none.
     pub why_not: Option<String>,
+    /// All windows since the attach, by origin.
+    #[serde(skip)]
+    pub totals: BTreeMap<&'static str, SyncTotals>,
+}
+
+/// Windows of one origin since the attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SyncTotals {
+    /// How many.
+    pub syncs: u64,
+    /// Their pages, summed.
+    pub pages: u64,
+    /// Their device pages, summed; `None` if none told them apart.
+    pub device_pages: Option<u64>,
 }
 
 /// One window between two looks at which pages were written.
@@ -163,8 +178,8 @@ pub struct Chunks {
 pub struct IntervalClass {
     /// The range's lower end.
     pub at_least_seconds: f64,
-    /// The range's upper end, not in it.
-    pub below_seconds: f64,
+    /// The range's upper end, not in it. `None`: it has none.
+    pub below_seconds: Option<f64>,
     /// How many chunks.
     pub chunks: u64,
 }

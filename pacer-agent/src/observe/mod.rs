@@ -6,6 +6,9 @@
 //! how it looks in [`line`] and [`table`]; those are pure.
 
 mod disks;
+pub mod families;
+mod family_table;
+pub mod feed;
 pub mod images;
 mod latency;
 pub mod line;
@@ -21,7 +24,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use prometheus::Registry;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
@@ -29,20 +32,19 @@ use tokio::task::JoinSet;
 use crate::cli::ObserveArgs;
 use crate::clock;
 use crate::exit::{Exit, Failure};
+use crate::http;
 use crate::measure::Accelerator;
-use crate::pacing::sample::Sample;
 use crate::pacing::time::Time;
 use crate::probe::windows::{BURST_GAP, DirtyWindows};
 use crate::probe::{self, Probe, ProbeError};
 use crate::process::ProcessId;
 use crate::qmp::Qmp;
 use crate::shutdown::Signals;
-use line::Line;
+use families::ProbeFamilies;
+use feed::Feed;
 use qemu::News;
 use ram::Asking;
-use reading::Reader;
 use screen::Screen;
-use state::State;
 
 /// Something the loop must act on.
 enum Wake {
@@ -58,9 +60,9 @@ enum Wake {
 struct Observer {
     probe: Probe,
     windows: DirtyWindows,
-    state: State,
-    reader: Reader,
+    feed: Feed,
     screen: Screen,
+    families: ProbeFamilies,
     news: UnboundedReceiver<News>,
     /// The ring was read and is left alone until then: a burst of events is
     /// read at once.
@@ -81,19 +83,27 @@ pub async fn run(args: ObserveArgs, signals: &mut Signals) -> Result<Exit, Failu
         Some(path) => Some(Qmp::connect(path).await.map_err(anyhow::Error::new)?),
         None => None,
     };
+    let registry = registry(process.pid).map_err(anyhow::Error::new)?;
+    let families = ProbeFamilies::register(&registry).map_err(anyhow::Error::new)?;
+    let _server = http::serve(args.metrics.as_deref(), &registry).await?;
     let probe = Probe::attach(process.pid).map_err(explain)?;
     let started = clock::now();
     let pid = probe.process().unwrap_or(process.pid);
-    let pidfd = open(pid, process)?;
-    let reader = Reader::new(pid, pidfd.try_clone().map_err(anyhow::Error::new)?);
-    let ended = probe::watch(pidfd).map_err(anyhow::Error::new)?;
+    let ended = feed::open(pid).map_err(|error| unwatchable(pid, &error))?;
+    let ended = probe::watch(ended).map_err(anyhow::Error::new)?;
+    // Only now is it sure whose descriptor that is.
+    if !process.is_alive() {
+        return Err(Failure::not_started(format!(
+            "process {pid} has just ended"
+        )));
+    }
     let (sender, news) = unbounded_channel();
     let mut observer = Observer {
         probe,
         windows: DirtyWindows::new(),
-        state: State::new(pid, started),
-        reader,
+        feed: Feed::new(pid, started).map_err(|error| unwatchable(pid, &error))?,
         screen: Screen::new(args.json),
+        families,
         news,
         settles_at: None,
         asking: JoinSet::new(),
@@ -107,21 +117,14 @@ pub async fn run(args: ObserveArgs, signals: &mut Signals) -> Result<Exit, Failu
     observer.run(args.interval, &ended, signals).await
 }
 
-/// The process, to be told of its end.
-fn open(pid: u32, process: ProcessId) -> Result<OwnedFd, Failure> {
-    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let opened = number
-        .ok_or(io::Error::from(io::ErrorKind::NotFound))
-        .and_then(|number| Ok(pidfd_open(number, PidfdFlags::empty())?));
-    match opened {
-        Ok(pidfd) if process.is_alive() => Ok(pidfd),
-        Ok(_) => Err(Failure::not_started(format!(
-            "process {pid} has just ended"
-        ))),
-        Err(error) => Err(Failure::not_started(format!(
-            "process {pid} cannot be watched ({error})"
-        ))),
-    }
+/// What is scraped of one observed process.
+fn registry(pid: u32) -> prometheus::Result<Registry> {
+    let labels = [("pid".to_owned(), pid.to_string())].into();
+    Registry::new_custom(Some("pacer".to_owned()), Some(labels))
+}
+
+fn unwatchable(pid: u32, error: &io::Error) -> Failure {
+    Failure::not_started(format!("process {pid} cannot be watched ({error})"))
 }
 
 /// The failure with the rights that are lacking, if that is what it is.
@@ -151,10 +154,10 @@ impl Observer {
             .await
             .map_err(anyhow::Error::new)?;
         let accelerator = Accelerator::of(qmp).await.map_err(anyhow::Error::new)?;
-        self.state.qemu.version = Some(qmp.version());
-        self.state.qemu.accelerator = Some(accelerator.word());
-        self.state.ram.set_total(size.base_memory);
-        self.state.ram.asking = Asking::Measuring;
+        self.feed.state.qemu.version = Some(qmp.version());
+        self.feed.state.qemu.accelerator = Some(accelerator.word());
+        self.feed.state.ram.set_total(size.base_memory);
+        self.feed.state.ram.asking = Asking::Measuring;
         self.windows.expect_ram(size.base_memory);
         Ok(accelerator)
     }
@@ -210,14 +213,11 @@ impl Observer {
 
     /// Shows a line for now.
     fn tick(&mut self, ended: bool) -> io::Result<()> {
-        let line = self.line(ended);
-        self.screen.show(&line)
-    }
-
-    fn line(&mut self, ended: bool) -> Line {
         self.take_events(clock::now());
-        let reading = self.reader.read(&mut self.probe, &self.state);
-        self.state.line(reading, ended)
+        let line = self.feed.line(&mut self.probe, ended);
+        let shown = self.screen.show(&line);
+        self.families.set(line);
+        shown
     }
 
     /// Takes in what the probe has seen.
@@ -225,19 +225,13 @@ impl Observer {
         let events = self.probe.drain();
         let more = !events.is_empty();
         for event in events {
-            self.state.ram.handle_event(&event);
+            self.feed.handle_event(&event);
             let sample = self.windows.handle_event(&event);
-            self.take_sample(sample, event.at);
+            self.feed.handle_sample(sample, event.at);
         }
         let sample = self.windows.flush(now);
-        self.take_sample(sample, now);
+        self.feed.handle_sample(sample, now);
         self.settles_at = more.then(|| now + BURST_GAP);
-    }
-
-    fn take_sample(&mut self, sample: Option<Sample>, at: Time) {
-        if let Some(Sample::Dirty(window)) = sample {
-            self.state.ram.handle_window(window, at);
-        }
     }
 
     fn handle_news(&mut self, news: News) {
@@ -249,17 +243,17 @@ impl Observer {
             } => {
                 // The log it was made from has been read: nothing more follows.
                 self.take_events(clock::now() + BURST_GAP);
-                self.state.ram.handle_measured(window, began, ended);
-                self.reader.qemu_warning = None;
+                self.feed.state.ram.handle_measured(window, began, ended);
+                self.feed.reader.qemu_warning = None;
             }
             News::NotMeasured(reason) => {
-                self.reader.qemu_warning = Some(format!(
+                self.feed.reader.qemu_warning = Some(format!(
                     "how the guest writes its memory: QEMU has not measured it ({reason})"
                 ));
             }
             News::Gone(reason) => {
-                self.state.ram.asking = Asking::Gone;
-                self.reader.qemu_warning = Some(format!(
+                self.feed.state.ram.asking = Asking::Gone;
+                self.feed.reader.qemu_warning = Some(format!(
                     "how the guest writes its memory: {reason}; start pacer observe again"
                 ));
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::line::{DirtyRate, Ram, Sync};
+use super::line::{DirtyRate, Ram, Sync, SyncTotals};
 use crate::pacing::sample::{DirtyWindow, Origin};
 use crate::pacing::time::Time;
 use crate::probe::{Event, EventKind};
@@ -33,6 +33,7 @@ pub enum Asking {
 pub struct RamState {
     new: Vec<(Time, DirtyWindow)>,
     newest: BTreeMap<i32, (Time, DirtyWindow)>,
+    totals: BTreeMap<&'static str, SyncTotals>,
     /// Pages of the slots whose dirty log was read.
     logged: BTreeMap<u32, u64>,
     total_bytes: Option<u64>,
@@ -78,6 +79,9 @@ impl RamState {
         }
         self.newest
             .insert(class(window.window.as_secs_f64()), (at, window));
+        let totals = self.totals.entry(word(window.origin)).or_default();
+        totals.syncs += 1;
+        totals.pages = totals.pages.saturating_add(window.pages);
         self.new.push((at, window));
     }
 
@@ -108,6 +112,7 @@ impl RamState {
                 .map(|(at, window)| dirty_rate(*at, window, now))
                 .collect(),
             known,
+            totals: self.totals.clone(),
             why_not: (!known).then(|| self.why_not().to_owned()),
         }
     }

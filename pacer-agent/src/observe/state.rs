@@ -173,3 +173,191 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::probe::activity::{DeviceActivity, DeviceRequests, FileActivity, FileId, Requests};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn file_id(minor: u32, inode: u64) -> FileId {
+        let device = DeviceId { major: 254, minor };
+        FileId { device, inode }
+    }
+
+    fn requests(count: u64, bytes: u64) -> Requests {
+        Requests { count, bytes }
+    }
+
+    fn image(id: FileId, path: &str) -> Image {
+        Image {
+            id,
+            path: path.to_owned(),
+            writable: true,
+            ..Image::default()
+        }
+    }
+
+    fn written(id: FileId, count: u64, bytes: u64) -> FileActivity {
+        FileActivity {
+            id,
+            written: requests(count, bytes),
+            ..FileActivity::default()
+        }
+    }
+
+    fn reading(seconds: u64, files: Vec<FileActivity>, images: Vec<Image>) -> Reading {
+        Reading {
+            at: Time::from_nanos(seconds * SECOND),
+            activity: Activity {
+                files,
+                ..Activity::default()
+            },
+            images: Some(images),
+            ..Reading::default()
+        }
+    }
+
+    fn state() -> State {
+        State::new(7, Time::from_nanos(10 * SECOND))
+    }
+
+    fn is_near(value: f64, expected: f64) -> bool {
+        (value - expected).abs() < 1e-9
+    }
+
+    #[test]
+    fn totals_are_since_the_attach_and_rates_over_the_tick() {
+        let mut state = state();
+        let id = file_id(0, 1);
+        let images = vec![image(id, "/a")];
+        let first = state.line(reading(10, vec![], images.clone()), false);
+        assert!(is_near(first.at_seconds, 0.0));
+        assert_eq!(first.disks[0].totals.writes, 0, "open, and not used yet");
+        assert!(is_near(first.disks[0].written_bytes_per_second, 0.0));
+        let second = state.line(
+            reading(12, vec![written(id, 3, 8000)], images.clone()),
+            false,
+        );
+        assert_eq!(second.disks.len(), 1);
+        assert_eq!(second.disks[0].totals.written_bytes, 8000);
+        assert!(is_near(second.disks[0].written_bytes_per_second, 4000.0));
+        let third = state.line(reading(13, vec![written(id, 4, 9000)], images), true);
+        assert_eq!(third.disks[0].totals.writes, 4);
+        assert!(is_near(third.disks[0].written_bytes_per_second, 1000.0));
+        assert!(third.ended && third.pid == 7 && is_near(third.at_seconds, 3.0));
+    }
+
+    #[test]
+    fn a_file_that_was_closed_keeps_its_name() {
+        let mut state = state();
+        let (used, unused) = (file_id(0, 1), file_id(0, 2));
+        let images = vec![image(used, "/used"), image(unused, "/unused")];
+        state.line(reading(11, vec![written(used, 1, 1)], images), false);
+        let files = vec![written(used, 1, 1), written(file_id(0, 3), 1, 1)];
+        let line = state.line(reading(12, files.clone(), vec![]), false);
+        let names: Vec<_> = line.disks.iter().map(|disk| disk.path.as_deref()).collect();
+        assert_eq!(names, [None, Some("/used")]);
+        // They could not be looked at: what was known is.
+        let mut unread = reading(13, files, vec![]);
+        unread.images = None;
+        let line = state.line(unread, true);
+        assert_eq!(line.disks[1].path.as_deref(), Some("/used"));
+    }
+
+    #[test]
+    fn a_file_system_may_tell_programs_another_device() {
+        let mut state = state();
+        let seen = file_id(9, 5);
+        let images = vec![image(file_id(0, 5), "/overlay"), image(file_id(0, 6), "/b")];
+        let line = state.line(reading(11, vec![written(seen, 1, 1)], images), false);
+        assert_eq!(line.disks.len(), 2);
+        assert_eq!(line.disks[1].path.as_deref(), Some("/overlay"));
+        assert_eq!(line.disks[1].totals.writes, 1);
+        // Two have that inode: neither is named.
+        let images = vec![image(file_id(0, 5), "/one"), image(file_id(1, 5), "/two")];
+        let line =
+            State::new(7, Time::ZERO).line(reading(11, vec![written(seen, 1, 1)], images), false);
+        let nameless = line.disks.iter().find(|disk| disk.totals.writes == 1);
+        assert_eq!(nameless.and_then(|disk| disk.path.clone()), None);
+        assert_eq!(line.disks.len(), 3);
+    }
+
+    fn device(count: u64, latency_ms: u64, by_latency: Vec<u64>) -> Vec<DeviceActivity> {
+        vec![DeviceActivity {
+            id: DeviceId { major: 8, minor: 0 },
+            write: DeviceRequests {
+                requests: requests(count, count * 512),
+                latency: Duration::from_millis(latency_ms),
+                by_latency,
+            },
+            in_flight: 2,
+            ..DeviceActivity::default()
+        }]
+    }
+
+    #[test]
+    fn latencies_are_of_the_last_tick() {
+        let mut state = state();
+        let mut tick = |seconds, devices| {
+            let mut reading = reading(seconds, vec![], vec![]);
+            reading.activity.devices = devices;
+            state.line(reading, false).devices.remove(0)
+        };
+        tick(11, device(1, 4000, vec![0, 0, 0, 0, 1]));
+        let second = tick(13, device(3, 5000, vec![0, 0, 2, 0, 1]));
+        assert_eq!(second.write.requests, 3);
+        assert_eq!(second.write.mean_seconds, Some(0.5));
+        let p50 = second.write.p50_seconds.unwrap();
+        assert!((4e-9..8e-9).contains(&p50), "{p50}");
+        assert!(is_near(second.queue_depth, 0.5), "1 s in 2 s");
+        assert_eq!((second.in_flight, second.device.as_str()), (2, "8:0"));
+        let third = tick(14, device(3, 5000, vec![0, 0, 2, 0, 1]));
+        assert_eq!(third.write.mean_seconds, None);
+        assert_eq!(third.write.p99_seconds, None);
+        assert_eq!(third.write.requests, 3);
+    }
+
+    #[test]
+    fn the_ends_of_a_connection_are_remembered() {
+        let mut state = state();
+        let socket = SocketActivity {
+            local_port: 40_000,
+            peer_port: 4444,
+            sent_bytes: 5,
+        };
+        assert!(!state.knows_connection(&socket));
+        let mut tick = |connections: &[((u16, u16), (&str, &str))]| {
+            let mut reading = reading(11, vec![], vec![]);
+            reading.activity.sockets = vec![socket.clone()];
+            let own = |(ports, ends): &((u16, u16), (&str, &str))| {
+                (*ports, (ends.0.to_owned(), ends.1.to_owned()))
+            };
+            reading.connections = connections.iter().map(own).collect();
+            let socket = state.line(reading, false).sockets.remove(0);
+            (socket.local, socket.peer)
+        };
+        assert_eq!(tick(&[]), (":40000".to_owned(), ":4444".to_owned()));
+        let ends = ("127.0.0.1:40000", "127.0.0.1:4444");
+        let known = (ends.0.to_owned(), ends.1.to_owned());
+        let other = ((1, 2), ("x", "y"));
+        assert_eq!(tick(&[((40_000, 4444), ends), other]), known);
+        assert_eq!(tick(&[]), known, "it may be closed by now");
+    }
+
+    #[test]
+    fn the_probes_share_of_a_core_is_of_the_last_tick() {
+        let mut state = state();
+        let mut tick = |seconds, run_ns| {
+            let mut reading = reading(seconds, vec![], vec![]);
+            reading.counters.run_ns = run_ns;
+            state.line(reading, false).probe.core_ratio
+        };
+        tick(11, Some(5_000));
+        assert!(is_near(tick(13, Some(5_000 + SECOND / 10)).unwrap(), 0.05));
+        assert_eq!(tick(14, None), None);
+    }
+}

@@ -71,12 +71,13 @@ fn write_ram(text: &mut String, ram: &Ram) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "dirty pages  window       pages       per second  age      from"
+        "dirty pages  {:<9} {:>8} {:>14}  {:<8} from",
+        "window", "pages", "per second", "age"
     )?;
     for rate in &ram.dirty_rates {
         writeln!(
             text,
-            "             {:<9} {:>8} {:>14}/s  {:<8} {}",
+            "             {:<9} {:>8} {:>14}  {:<8} {}",
             window(rate.window_seconds),
             rate.pages,
             from_f64(rate.pages_per_second.round()),
@@ -221,4 +222,106 @@ fn shorten(name: &str) -> String {
     }
     let end: String = name.chars().skip(chars - NAME_CHARS + 1).collect();
     format!("…{end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::line::{DirtyRate, Probe, Program, Qemu, Socket};
+    use super::*;
+
+    #[test]
+    fn a_block_says_what_is_seen() {
+        let line = Line {
+            pid: 42,
+            at_seconds: 12.3,
+            qemu: Qemu {
+                version: Some("10.0.2".to_owned()),
+                accelerator: Some("kvm"),
+            },
+            ram: Ram {
+                dirty_rates: vec![DirtyRate {
+                    window_seconds: 0.0512,
+                    pages: 600,
+                    pages_per_second: 11_718.75,
+                    age_seconds: 2.0,
+                    origin: "dirty-log",
+                }],
+                known: true,
+                ..Ram::default()
+            },
+            disks: vec![Disk {
+                path: Some("/srv/images/a.qcow2".to_owned()),
+                written_bytes_per_second: 1.5e6,
+                writable: Some(false),
+                ..Disk::default()
+            }],
+            devices: vec![Device {
+                device: "254:0".to_owned(),
+                name: "vda".to_owned(),
+                in_flight: 3,
+                queue_depth: 1.25,
+                write: Direction {
+                    mean_seconds: Some(0.002),
+                    p50_seconds: Some(0.000_25),
+                    p99_seconds: Some(0.012),
+                    ..Direction::default()
+                },
+                ..Device::default()
+            }],
+            sockets: vec![Socket {
+                local: "127.0.0.1:1".to_owned(),
+                peer: "127.0.0.1:2".to_owned(),
+                sent_bytes: 5_000_000,
+            }],
+            probe: Probe {
+                core_ratio: Some(0.0123),
+                memory_bytes: 12_000_000,
+                unknown_slots: 4,
+                programs: vec![Program {
+                    missed: 2,
+                    ..Program::default()
+                }],
+                ..Probe::default()
+            },
+            warnings: vec!["this and that".to_owned()],
+            ..Line::default()
+        };
+        let expected = "\
+pid 42  QEMU 10.0.2 (kvm)  12.3 s
+dirty pages  window       pages     per second  age      from
+             50 ms          600          11719  2.0 s    dirty-log
+disk                                           written       zeroed    discarded         read
+/srv/images/a.qcow2                           1.5 MB/s        0 B/s        0 B/s        0 B/s  read only
+device vda (254:0)  3 in flight, queue depth 1.25
+    read          0 B/s
+    write         0 B/s  latency mean 2.0 ms, p50 250 us, p99 12.0 ms
+socket  127.0.0.1:1 to 127.0.0.1:2  5.0 MB sent
+probe  1.23 % of a core, 12 MB, 0 events lost, 2 runs missed
+       4 dirty logs of unknown size
+not seen  this and that
+";
+        assert_eq!(table(&line), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_said() {
+        let mut line = Line::default();
+        line.ram.why_not = Some("because".to_owned());
+        line.ended = true;
+        let text = table(&line);
+        assert!(text.contains("dirty pages  not known: because\n"), "{text}");
+        assert!(text.contains("the process has ended\n"), "{text}");
+        assert!(text.contains("cost not counted"), "{text}");
+    }
+
+    #[test]
+    fn windows_and_names_are_short() {
+        assert_eq!(window(0.0503), "50 ms");
+        assert_eq!(window(0.073), "73 ms");
+        assert_eq!(window(1.01), "1.0 s");
+        assert_eq!(window(3.4), "3.4 s");
+        let long = shorten(&"x/".repeat(40));
+        assert_eq!(long.chars().count(), NAME_CHARS);
+        assert!(long.starts_with('…') && long.ends_with("x/"), "{long}");
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use pacer_common::socket;
+
 /// Everything counted since the attach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Activity {
@@ -13,8 +15,11 @@ pub struct Activity {
     pub backends: Vec<BackendActivity>,
     /// The block devices that are watched.
     pub devices: Vec<DeviceActivity>,
-    /// The connections that were sent on.
+    /// The connections that were sent on. Past some thousands the one used
+    /// least recently is forgotten, and begins at 0 if it is used again.
     pub sockets: Vec<SocketActivity>,
+    /// Bytes accepted by any socket, those of forgotten connections too.
+    pub sent_bytes: u64,
     /// What QEMU's devices read into memory.
     pub device_reads: DeviceReads,
 }
@@ -126,15 +131,33 @@ pub struct DeviceRequests {
     pub by_latency: Vec<u64>,
 }
 
-/// One connection of QEMU, and what it has handed to it.
+/// One TCP connection of QEMU, and what it has handed to it. All other sockets
+/// of one family are one, with the ports 0; so are TCP connections where this
+/// kernel's sockets are not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketActivity {
+    /// What carries it.
+    pub family: SocketFamily,
     /// This end's port; 0 where it has none (a Unix socket).
     pub local_port: u16,
     /// The other end's port; 0 where it has none.
     pub peer_port: u16,
     /// Bytes accepted by the socket.
     pub sent_bytes: u64,
+}
+
+/// The address family of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketFamily {
+    /// A Unix socket: QEMU's monitors and serial ports, and what is migrated to
+    /// one.
+    Unix,
+    /// IPv4.
+    Ip4,
+    /// IPv6; also IPv4 by a socket that takes both.
+    Ip6,
+    /// Any other, by the kernel's number.
+    Other(u16),
 }
 
 /// What QEMU read from files and sockets: it lands in guest memory without a
@@ -154,6 +177,17 @@ impl DeviceId {
         Self {
             major: device >> 20,
             minor: device & 0xF_FFFF,
+        }
+    }
+}
+
+impl SocketFamily {
+    pub(super) const fn from_kernel(family: u16) -> Self {
+        match family {
+            socket::UNIX => Self::Unix,
+            socket::IP4 => Self::Ip4,
+            socket::IP6 => Self::Ip6,
+            other => Self::Other(other),
         }
     }
 }

@@ -8,15 +8,19 @@ use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::uprobe::{UProbeError, UProbeScope};
 use aya::programs::{Program, ProgramError, TracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
-use pacer_common::kernel::{KERNEL_LAYOUT, KernelLayout};
+use pacer_common::kernel::KERNEL_LAYOUT;
+use pacer_common::socket::SOCKET_LAYOUT;
+use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
 use pacer_common::{event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
-use super::{ProbeError, process};
+use super::kernel::Kernel;
+use super::tracepoints::Tracepoints;
+use super::{ProbeError, build_id, open_files, process};
 
 /// Where tracefs may be, in the order in which aya looks.
-const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+pub(super) const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// What came of [`observe`].
 pub(super) struct Attached {
@@ -31,7 +35,7 @@ pub(super) struct Attached {
 pub(super) fn check_tracefs() -> Result<(), ProbeError> {
     for path in TRACEFS {
         match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
-            Ok(true) => return Ok(()),
+            Ok(true) => return check_readable(Path::new(path)),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 let path = PathBuf::from(path);
                 return Err(ProbeError::TracefsUnreadable { path, source });
@@ -43,10 +47,28 @@ pub(super) fn check_tracefs() -> Result<(), ProbeError> {
     Err(ProbeError::TracefsMissing)
 }
 
+/// Its directories may be open to all and what is in them to its group alone.
+fn check_readable(tracefs: &Path) -> Result<(), ProbeError> {
+    let path = tracefs.join("events/syscalls/sys_exit_ioctl/id");
+    match fs::read(&path) {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ProbeError::TracefsUnreadable { path, source })
+        }
+        // What is missing is told where it is needed.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Creates the maps and prepares the programs; no process is observed yet.
-pub(super) fn load(object: &[u8], layout: &KernelLayout) -> Result<Ebpf, ProbeError> {
+pub(super) fn load(
+    object: &[u8],
+    kernel: &Kernel,
+    tracepoints: &Tracepoints,
+) -> Result<Ebpf, ProbeError> {
     EbpfLoader::new()
-        .override_global(KERNEL_LAYOUT, layout, true)
+        .override_global(KERNEL_LAYOUT, &kernel.layout, true)
+        .override_global(SOCKET_LAYOUT, &kernel.sockets.unwrap_or_default(), true)
+        .override_global(TRACEPOINT_LAYOUT, &tracepoints.layout, true)
         .override_global(settings::PID_NAMESPACE, &process::pid_namespace(), true)
         .load(object)
         .map_err(ProbeError::from_load)
@@ -71,7 +93,8 @@ pub(super) fn attach_required(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
 pub(super) fn observe(
     ebpf: &mut Ebpf,
     tgid: u32,
-    has_io_uring: bool,
+    kernel: &Kernel,
+    tracepoints: &Tracepoints,
 ) -> Result<Attached, ProbeError> {
     let name = settings::OBSERVED;
     let map = ebpf.map_mut(name).ok_or(ProbeError::Incomplete { name })?;
@@ -80,10 +103,27 @@ pub(super) fn observe(
         .map_err(|source| ProbeError::Map { name, source })?;
     let mut warnings = Vec::new();
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
-    if has_io_uring {
+    if open_files::has_tap(tgid) {
+        attach_optional(ebpf, &hooks::TAP, &mut warnings);
+    }
+    let unusable = unusable(&hooks::IO_URING, tracepoints);
+    if !kernel.has_io_uring {
+        warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
+    } else if unusable.is_empty() {
         attach_optional(ebpf, &hooks::IO_URING, &mut warnings);
     } else {
-        warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
+        // One without the other is of no use.
+        warnings.extend(unusable);
+    }
+    for hook in hooks::SOCKETS {
+        let unusable = self::unusable(&[hook], tracepoints);
+        if unusable.is_empty() {
+            attach_optional(ebpf, &[hook], &mut warnings);
+        }
+        warnings.extend(unusable);
+    }
+    if kernel.sockets.is_none() {
+        warnings.push("ports are not known: the kernel's BTF does not tell of sockets".to_owned());
     }
     let mut state_uprobe = false;
     for function in hooks::MARKS {
@@ -92,22 +132,48 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
+    if open_files::has_formatted_image(tgid) {
+        attach_backends(ebpf, tgid, &mut warnings);
+    }
     Ok(Attached {
         warnings,
         state_uprobe,
     })
 }
 
+/// Raw images need none of it: there the file's offsets are the guest's. A hit
+/// costs about a microsecond.
+fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
+    if let Err(reason) = build_id::check(tgid) {
+        warnings.push(format!(
+            "guest writes behind image formats are not watched: {reason}"
+        ));
+        return;
+    }
+    for function in hooks::BACKENDS {
+        warnings.extend(attach_first(ebpf, &function, tgid).err());
+    }
+}
+
 fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) {
     for hook in hooks {
         if let Err(error) = attach_tracepoint(ebpf, hook) {
-            let (category, name) = (hook.category, hook.tracepoint);
-            warnings.push(format!(
-                "{category}:{name} is not watched: {}",
-                chain(&error)
-            ));
+            warnings.push(not_watched(hook, &chain(&error)));
         }
     }
+}
+
+/// Warnings of the hooks whose fields are not as the programs read them.
+fn unusable(hooks: &[Hook], tracepoints: &Tracepoints) -> Vec<String> {
+    hooks
+        .iter()
+        .filter_map(|hook| Some(not_watched(hook, tracepoints.problem(hook.tracepoint)?)))
+        .collect()
+}
+
+fn not_watched(hook: &Hook, reason: &str) -> String {
+    let (category, name) = (hook.category, hook.tracepoint);
+    format!("{category}:{name} is not watched: {reason}")
 }
 
 fn attach_tracepoint(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), ProbeError> {

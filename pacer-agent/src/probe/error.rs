@@ -41,10 +41,10 @@ pub enum ProbeError {
     /// tracefs is there and cannot be read.
     #[error(
         "{} cannot be read: run Pacer as root, or give its group the right \
-         (`mount -o remount,mode=755 /sys/kernel/tracing`)", path.display()
+         (`mount -o remount,mode=750,gid=GROUP /sys/kernel/tracing`)", path.display()
     )]
     TracefsUnreadable {
-        /// Where it is mounted.
+        /// What of it.
         path: PathBuf,
         /// What the kernel said.
         #[source]

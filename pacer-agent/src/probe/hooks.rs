@@ -23,6 +23,14 @@ const fn syscall(program: &'static str, tracepoint: &'static str) -> Hook {
     }
 }
 
+const fn sock(program: &'static str, tracepoint: &'static str) -> Hook {
+    Hook {
+        program,
+        category: "sock",
+        tracepoint,
+    }
+}
+
 const fn io_uring(program: &'static str, tracepoint: &'static str) -> Hook {
     Hook {
         program,
@@ -39,7 +47,7 @@ const fn function(program: &'static str, symbols: &'static [&'static str]) -> Fu
 pub(super) const REQUIRED: [Hook; 1] = [syscall("ioctl_exit", "sys_exit_ioctl")];
 
 /// What QEMU reads and writes; without one, what goes that way is not seen.
-pub(super) const FILES: [Hook; 9] = [
+pub(super) const FILES: [Hook; 8] = [
     syscall("pwrite_exit", "sys_exit_pwrite64"),
     syscall("pwrite_exit", "sys_exit_pwritev"),
     syscall("pwrite_exit", "sys_exit_pwritev2"),
@@ -48,15 +56,23 @@ pub(super) const FILES: [Hook; 9] = [
     syscall("preadv_exit", "sys_exit_preadv2"),
     syscall("io_submit_exit", "sys_exit_io_submit"),
     syscall("fallocate_exit", "sys_exit_fallocate"),
-    // A tap device is read like a file.
-    syscall("pread_exit", "sys_exit_read"),
 ];
+
+/// Only where a tap device is open: it is read like a file, and everything else
+/// that QEMU reads this way, thousands of times a second, wakes its loop.
+pub(super) const TAP: [Hook; 1] = [syscall("pread_exit", "sys_exit_read")];
 
 /// Only where the layout of its requests is known. The completion first, so
 /// that no request is noted that is never taken out again.
 pub(super) const IO_URING: [Hook; 2] = [
     io_uring("io_uring_complete", "io_uring_complete"),
     io_uring("io_uring_submit", "io_uring_submit_req"),
+];
+
+/// What QEMU sends and receives. Since Linux 6.3.
+pub(super) const SOCKETS: [Hook; 2] = [
+    sock("sock_send", "sock_send_length"),
+    sock("sock_receive", "sock_recv_length"),
 ];
 
 pub(super) const STATE_UPROBE: &str = "migrate_set_state";

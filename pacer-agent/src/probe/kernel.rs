@@ -3,6 +3,7 @@
 use std::fs;
 
 use pacer_common::kernel::KernelLayout;
+use pacer_common::socket::SocketLayout;
 
 use super::ProbeError;
 use super::btf::Btf;
@@ -14,6 +15,8 @@ pub(super) struct Kernel {
     pub(super) layout: KernelLayout,
     /// Whether the layout of io_uring's requests is known.
     pub(super) has_io_uring: bool,
+    /// `None` where ports cannot be told.
+    pub(super) sockets: Option<SocketLayout>,
 }
 
 /// Reads the running kernel's layout.
@@ -38,6 +41,7 @@ pub(super) fn read() -> Result<Kernel, ProbeError> {
     Ok(Kernel {
         layout,
         has_io_uring,
+        sockets: sockets(&btf),
     })
 }
 
@@ -48,6 +52,13 @@ fn add_io_uring(btf: &Btf, layout: &mut KernelLayout) -> Option<()> {
     layout.request_address = btf.offset_of("io_rw", &["addr"])?;
     layout.request_length = btf.offset_of("io_rw", &["len"])?;
     Some(())
+}
+
+fn sockets(btf: &Btf) -> Option<SocketLayout> {
+    Some(SocketLayout {
+        local_port: btf.offset_of("sock", &["__sk_common", "skc_num"])?,
+        peer_port: btf.offset_of("sock", &["__sk_common", "skc_dport"])?,
+    })
 }
 
 #[cfg(test)]
@@ -61,6 +72,11 @@ mod tests {
             Ok(kernel) => {
                 assert_ne!(kernel.layout.task_files, 0);
                 assert_ne!(kernel.layout.super_device, 0);
+                assert!(
+                    kernel
+                        .sockets
+                        .is_some_and(|sockets| sockets.local_port != 0)
+                );
             }
             Err(error) => assert!(matches!(error, ProbeError::BtfMissing { .. }), "{error}"),
         }

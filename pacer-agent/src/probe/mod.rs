@@ -9,6 +9,7 @@
 pub mod activity;
 mod attach;
 mod btf;
+mod build_id;
 mod cost;
 mod counters;
 mod error;
@@ -16,8 +17,12 @@ mod event;
 mod hooks;
 mod kernel;
 mod object;
+mod open_files;
 mod process;
+mod sockets;
 mod totals;
+mod tracepoint_format;
+mod tracepoints;
 pub mod windows;
 
 use std::collections::VecDeque;
@@ -30,6 +35,9 @@ use aya_log::EbpfLogger;
 use log::Log;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use kernel::Kernel;
+use tracepoints::Tracepoints;
 
 pub use activity::Activity;
 pub use cost::{ProbeCost, ProgramCost};
@@ -50,8 +58,9 @@ pub struct Probe {
     logger: Option<EbpfLogger<&'static dyn Log>>,
     /// The observed process; `None` while it is not known.
     tgid: Option<u32>,
-    /// Whether this kernel's io_uring can be read.
-    has_io_uring: bool,
+    /// What of this kernel can be read.
+    kernel: Kernel,
+    tracepoints: Tracepoints,
     /// Taken from the ring, not drained yet, with the process each is of.
     pending: VecDeque<(u32, Event)>,
     /// The ring's descriptor with the runtime; made at the first wait, so that
@@ -95,7 +104,8 @@ impl Probe {
         // On before the programs run, so that no run goes uncounted.
         let stats = counters::enable_stats();
         let kernel = kernel::read()?;
-        let mut ebpf = attach::load(object, &kernel.layout)?;
+        let tracepoints = tracepoints::read();
+        let mut ebpf = attach::load(object, &kernel, &tracepoints)?;
         let ring = attach::take_ring(&mut ebpf)?;
         let logger = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "the programs' messages are not read"))
@@ -106,7 +116,8 @@ impl Probe {
             ring,
             logger,
             tgid: None,
-            has_io_uring: kernel.has_io_uring,
+            kernel,
+            tracepoints,
             pending: VecDeque::new(),
             waiter: None,
             stats,
@@ -123,7 +134,7 @@ impl Probe {
     /// There is no such process, or the programs cannot be told.
     pub fn observe(&mut self, pid: u32) -> Result<(), ProbeError> {
         let tgid = process::thread_group(pid)?;
-        let attached = attach::observe(&mut self.ebpf, tgid, self.has_io_uring)?;
+        let attached = attach::observe(&mut self.ebpf, tgid, &self.kernel, &self.tracepoints)?;
         self.tgid = Some(tgid);
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;

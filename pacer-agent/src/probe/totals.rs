@@ -14,7 +14,7 @@ use super::activity::{
     Activity, BackendActivity, ChunkIntervals, DeviceId, DeviceReads, FileActivity, FileId,
     IntervalClass, Requests,
 };
-use super::counters;
+use super::{counters, sockets};
 
 /// Everything counted so far.
 pub(super) fn read(ebpf: &Ebpf) -> Activity {
@@ -22,7 +22,8 @@ pub(super) fn read(ebpf: &Ebpf) -> Activity {
         files: files(ebpf).unwrap_or_default(),
         backends: backends(ebpf).unwrap_or_default(),
         devices: Vec::new(),
-        sockets: Vec::new(),
+        sockets: sockets::read(ebpf).unwrap_or_default(),
+        sent_bytes: counters::sum(ebpf, counter::SENT_BYTES),
         device_reads: DeviceReads {
             ram_bytes: counters::sum(ebpf, counter::READ_TO_RAM_BYTES),
             other_bytes: counters::sum(ebpf, counter::READ_ELSEWHERE_BYTES),
@@ -46,9 +47,12 @@ fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
         count: sum(count),
         bytes: sum(bytes),
     };
+    // The file systems without a device have minor numbers, so it is never 0.
+    let device = cpus.iter().map(|counts| counts.device).max().unwrap_or(0);
+    let device = u32::try_from(device).unwrap_or(0);
     FileActivity {
         id: FileId {
-            device: DeviceId::from_kernel(key.device),
+            device: DeviceId::from_kernel(device),
             inode: key.inode,
         },
         written: requests(|counts| counts.writes, |counts| counts.written_bytes),
@@ -116,10 +120,10 @@ mod tests {
     fn cpus_add_up() {
         let key = FileKey {
             inode: 7,
-            device: 254 << 20 | 3,
-            padding: 0,
+            super_block: 1,
         };
         let mut first = FileCounts {
+            device: 254 << 20 | 3,
             writes: 2,
             written_bytes: 8192,
             evicted_chunks: 1,

@@ -43,6 +43,13 @@ fn no_chunk_is_forgotten_uncounted() {
         // A hole of a mebibyte between two bytes.
         pwrite(&file, chunk * CHUNK, b"x");
     }
+    let mut probe = probe;
+    let c = probe.counters();
+    eprintln!(
+        "COST {:?} per run {}",
+        c,
+        c.run_ns.unwrap() / c.run_count.unwrap()
+    );
     let chunks = seen(&probe, &file).chunks;
     assert!(chunks.evicted > 0, "{chunks:?}");
     assert_eq!(chunks.written_once + chunks.evicted, WRITTEN, "{chunks:?}");

@@ -4,11 +4,11 @@
 //! It may read or write a disk beside, and receive frames: [`devices`].
 
 pub mod devices;
+mod error;
 mod writes;
 
-use std::io;
-
 use devices::{BareCounters, BareDisk};
+pub use error::{BareFault, BareGuestError};
 
 use super::content::{CONTENT_BYTES, content, page_mark};
 use super::memory::{GuestMemory, PAGE_BYTES};
@@ -79,31 +79,6 @@ pub struct BareGuest {
     pub network: bool,
 }
 
-/// A guest that cannot be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BareGuestError {
-    /// More RAM than the guest can address.
-    #[error("{ram_mib} MiB of RAM, at most {MAX_RAM_MIB}")]
-    TooMuchRam {
-        /// What was asked for.
-        ram_mib: u32,
-    },
-    /// The filler and the working set do not fit into the RAM.
-    #[error("{needed_mib} MiB are needed, the guest has {ram_mib}")]
-    DoesNotFit {
-        /// 16 MiB, the working set, the filler and the devices' buffers.
-        needed_mib: u64,
-        /// What was asked for.
-        ram_mib: u32,
-    },
-    /// No page to write.
-    #[error("the working set is empty")]
-    NoWorkingSet,
-    /// Something about the disk that the guest does not know how to do.
-    #[error("disk: {0}")]
-    BadDisk(&'static str),
-}
-
 /// How far a guest has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BareState {
@@ -119,47 +94,6 @@ pub struct BareState {
     pub stores: Option<u8>,
 }
 
-/// Why a memory is not that of the guest.
-#[derive(Debug, thiserror::Error)]
-pub enum BareFault {
-    /// The memory could not be read.
-    #[error("guest memory cannot be read")]
-    Read(#[from] io::Error),
-    /// The guest has not started, or its control page is lost.
-    #[error("control page: magic {found:#010x}")]
-    NoMagic {
-        /// What stands there.
-        found: u32,
-    },
-    /// Position and round do not belong together.
-    #[error("control page: position {position:#010x} in round {round}")]
-    BadPosition {
-        /// The packed position.
-        position: u32,
-        /// The round beside it.
-        round: u32,
-    },
-    /// A page does not hold what the guest wrote to it.
-    #[error(
-        "page at {address:#x}, offset {offset:#x}: {found:#010x} instead of {expected:#010x} \
-         (round {round}, working-set page {page})"
-    )]
-    BadPage {
-        /// Guest-physical address of the page, in bytes.
-        address: u64,
-        /// Of the first wrong dword in it, in bytes.
-        offset: usize,
-        /// What stands there.
-        found: u32,
-        /// What should.
-        expected: u32,
-        /// The guest's round.
-        round: u32,
-        /// Page of the working set that the guest is at.
-        page: u32,
-    },
-}
-
 impl BareGuest {
     /// The smallest there is, without devices: for what is not said.
     pub const PLAIN: Self = Self {
@@ -170,6 +104,11 @@ impl BareGuest {
         disk: None,
         network: false,
     };
+
+    /// Bytes from address 0 that [`BareGuest::state`] and
+    /// [`BareGuest::counters`] need, the former without `stores`: little, for
+    /// a guest that is not to be held up.
+    pub const STATE_BYTES: u64 = CONTROL_ADDRESS + PAGE_BYTES as u64;
 
     /// Checks that such a guest can be.
     ///

@@ -141,8 +141,9 @@ unpaced:
 
 # The PIT only wakes us; what is due comes from the ACPI PM timer, so that a
 # lost tick loses no page. Both stand still while the guest is stopped.
-# Interrupts are on in `hlt`, or in one `nop`, alone and come back here without
-# IRET, which a KVM that emulates protected mode does not know.
+# Interrupts are on in `hlt` alone and come back here without IRET, which a KVM
+# that emulates protected mode does not know. With devices that leave no time to
+# sleep, the timer is looked at now and then instead.
 paced:
     movw $PM_TIMER, %dx
     inl %dx, %eax
@@ -158,6 +159,7 @@ tick:
     movb $0x20, %al
     outb %al, $0x20
     incl (CONTROL + 12)
+look:
     movw $PM_TIMER, %dx
     inl %dx, %eax
     movl %eax, %ecx
@@ -186,10 +188,10 @@ tick:
     cmpl $0, (pages_per_second - pacer_bare_start + RUN)
     jne 5f
     call write_page
-5:  sti
-    nop                         # a tick that waits goes to `tick` here
-    cli
-    jmp 4b
+5:  decl (SPINS)
+    jns 4b
+    movl $SPINS_PER_LOOK, (SPINS)
+    jmp look
 
 # Writes page ESI of round EDI and moves on. The position (round's low 12 bits
 # and page in one dword) changes in one store, so whoever looks between two

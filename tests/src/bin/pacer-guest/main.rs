@@ -2,7 +2,7 @@
 //! it does:
 //!
 //! - four numbers (MiB to fill, pages of the working set, pages a second,
-//!   records a second): [`heartbeat`];
+//!   records a second): [`mod@heartbeat`];
 //! - `disks SEED REQUESTS GRANULARITY DISKS`: [`load`] on that many disks;
 //! - `flood SEED SECONDS THREADS DISKS`: [`flood`] on that many disks.
 #![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]

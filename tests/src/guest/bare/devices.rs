@@ -4,7 +4,7 @@ use super::{BASE_ADDRESS, BareGuest, dword};
 use crate::guest::memory::PAGE_BYTES;
 
 /// Frames have a page each and are received into these in turn.
-const NETWORK_BUFFER_PAGES: u32 = 256;
+pub(super) const NETWORK_BUFFER_PAGES: u32 = 256;
 const SECTOR_BYTES: u32 = 512;
 const MAX_REQUEST_BYTES: u32 = 256 << 10;
 const MAX_QUEUE_DEPTH: u32 = 32;
@@ -74,7 +74,7 @@ pub struct BareCounters {
 }
 
 impl BareDisk {
-    /// Reads of 4 KiB, one at a time, all over `span_bytes` in order, as fast
+    /// Requests of 4 KiB, one at a time, all over `span_bytes` in order, as fast
     /// as they go, into 256 pages.
     #[must_use]
     pub const fn new(direction: BareDirection, span_bytes: u64) -> Self {

@@ -21,11 +21,18 @@
 //! the first page to the last and again; then 256 pages for frames, one a
 //! frame, in turn.
 
+use std::collections::BTreeSet;
+
+use super::devices::{BareCounters, BareDirection, BareDisk, NETWORK_BUFFER_PAGES};
 use super::{BareGuest, BareState};
 use crate::guest::content::round_mark;
+use crate::guest::memory::PAGE_BYTES;
 
 /// The control page and the stack's.
 const PAGES_BESIDE: u64 = 2;
+/// A ring of what is used, and for the disk the requests' results.
+const PAGES_BESIDE_DISK: u64 = 2;
+const PAGES_BESIDE_NETWORK: u64 = 1;
 
 impl BareGuest {
     /// How many distinct pages the CPU wrote between two moments at which the
@@ -47,6 +54,49 @@ impl BareGuest {
         let end = to.total_writes + u64::from(to.stores? > 0);
         let distinct = (end - first).min(u64::from(self.working_set_pages));
         Some(distinct + PAGES_BESIDE)
+    }
+
+    /// How many distinct pages QEMU wrote for the guest's devices between two
+    /// moments at which the guest was stopped. A guest stopped while it tells
+    /// the disk of a request makes that request's pages count too early, and
+    /// frames that it had not yet taken count too late.
+    #[must_use]
+    pub fn device_pages_written(&self, from: BareCounters, to: BareCounters) -> u64 {
+        let requests = to.requests_submitted.wrapping_sub(from.requests_submitted);
+        let disk = match self.disk {
+            Some(disk) if requests > 0 => {
+                disk.pages_read_into(from.requests_submitted, requests) + PAGES_BESIDE_DISK
+            }
+            _ => 0,
+        };
+        let frames = to.frames.wrapping_sub(from.frames);
+        let network = match frames {
+            0 => 0,
+            frames => u64::from(frames.min(NETWORK_BUFFER_PAGES)) + PAGES_BESIDE_NETWORK,
+        };
+        disk + network
+    }
+}
+
+impl BareDisk {
+    /// Distinct pages of the buffer that so many requests from the one numbered
+    /// `first` read into; a request's place in it follows from its number.
+    fn pages_read_into(&self, first: u32, requests: u32) -> u64 {
+        if self.direction == BareDirection::Write {
+            return 0;
+        }
+        let bytes = u64::from(self.request_bytes);
+        let page_bytes = PAGE_BYTES as u64;
+        let places = u64::from(self.buffer_pages) * page_bytes / bytes;
+        let numbers = (u64::from(first)..).take(requests as usize);
+        let pages: BTreeSet<u64> = numbers
+            .take(usize::try_from(places).unwrap_or(usize::MAX))
+            .flat_map(|number| {
+                let start = number % places * bytes;
+                start / page_bytes..=(start + bytes - 1) / page_bytes
+            })
+            .collect();
+        pages.len() as u64
     }
 }
 
@@ -103,6 +153,50 @@ mod tests {
                 "{from:?} {to:?}"
             );
         }
+    }
+
+    #[test]
+    fn reads_go_round_the_buffer() {
+        let disk = |request_bytes, buffer_pages| BareDisk {
+            request_bytes,
+            buffer_pages,
+            ..BareDisk::new(BareDirection::Read, 1 << 20)
+        };
+        let pages = |disk: BareDisk, first, requests| disk.pages_read_into(first, requests);
+        assert_eq!(pages(disk(4096, 10), 7, 5), 5);
+        assert_eq!(pages(disk(4096, 10), 7, 500), 10);
+        assert_eq!(
+            pages(disk(512, 10), 7, 2),
+            2,
+            "the last sector and the next page"
+        );
+        assert_eq!(pages(disk(512, 10), 8, 8), 1);
+        assert_eq!(
+            pages(disk(12 << 10, 10), 0, 9),
+            9,
+            "the tenth page stays as it is"
+        );
+        assert_eq!(pages(disk(5120, 10), 1, 1), 2);
+        assert_eq!(pages(disk(5120, 10), u32::MAX, 0), 0);
+    }
+
+    #[test]
+    fn devices_write_their_rings_too() {
+        let guest = BareGuest {
+            disk: Some(BareDisk::new(BareDirection::Read, 1 << 20)),
+            network: true,
+            ..GUEST
+        };
+        let counters = |requests_submitted, frames| BareCounters {
+            requests_submitted,
+            frames,
+            ..BareCounters::default()
+        };
+        let pages = |from, to| guest.device_pages_written(from, to);
+        assert_eq!(pages(counters(5, 5), counters(5, 5)), 0);
+        assert_eq!(pages(counters(5, 5), counters(8, 5)), 3 + 2);
+        assert_eq!(pages(counters(5, 5), counters(5, 1000)), 256 + 1);
+        assert_eq!(pages(counters(u32::MAX, 5), counters(1, 6)), 2 + 2 + 1 + 1);
     }
 
     #[test]

@@ -1,0 +1,171 @@
+//! Where this kernel's tracepoints keep what the programs read from them.
+
+use std::path::Path;
+use std::{fs, io};
+
+use pacer_common::tracepoint::TracepointLayout;
+
+use super::attach::TRACEFS;
+use super::tracepoint_format::{Field, find_field};
+
+/// A tracepoint's group and name.
+type Tracepoint = (&'static str, &'static str);
+
+const SUBMIT: Tracepoint = ("io_uring", "io_uring_submit_req");
+const COMPLETE: Tracepoint = ("io_uring", "io_uring_complete");
+const SEND: Tracepoint = ("sock", "sock_send_length");
+const RECEIVE: Tracepoint = ("sock", "sock_recv_length");
+
+/// A field that a program reads.
+struct Wanted {
+    tracepoint: Tracepoint,
+    field: &'static str,
+    /// As many as the program reads.
+    size_bytes: u32,
+    /// Where the program is told its offset.
+    place: fn(&mut TracepointLayout) -> &mut u32,
+}
+
+const fn wanted(
+    tracepoint: Tracepoint,
+    field: &'static str,
+    size_bytes: u32,
+    place: fn(&mut TracepointLayout) -> &mut u32,
+) -> Wanted {
+    Wanted {
+        tracepoint,
+        field,
+        size_bytes,
+        place,
+    }
+}
+
+const WANTED: [Wanted; 10] = [
+    wanted(SUBMIT, "req", 8, |layout| &mut layout.submit_request),
+    wanted(SUBMIT, "opcode", 1, |layout| &mut layout.submit_opcode),
+    wanted(COMPLETE, "req", 8, |layout| &mut layout.complete_request),
+    wanted(COMPLETE, "res", 4, |layout| &mut layout.complete_result),
+    wanted(SEND, "sk", 8, |layout| &mut layout.send_socket),
+    wanted(SEND, "family", 2, |layout| &mut layout.send_family),
+    wanted(SEND, "protocol", 2, |layout| &mut layout.send_protocol),
+    wanted(SEND, "ret", 4, |layout| &mut layout.send_result),
+    wanted(RECEIVE, "ret", 4, |layout| &mut layout.receive_result),
+    wanted(RECEIVE, "flags", 4, |layout| &mut layout.receive_flags),
+];
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Tracepoints {
+    pub(super) layout: TracepointLayout,
+    /// Tracepoints that cannot be used, each with the reason.
+    unusable: Vec<(&'static str, String)>,
+}
+
+impl Tracepoints {
+    /// Why the tracepoint `name` cannot be used, if so.
+    pub(super) fn problem(&self, name: &str) -> Option<&str> {
+        self.unusable
+            .iter()
+            .find_map(|(tracepoint, reason)| (*tracepoint == name).then_some(reason.as_str()))
+    }
+}
+
+/// Reads the running kernel's.
+pub(super) fn read() -> Tracepoints {
+    find_all(|(category, name)| {
+        let format = Path::new("events").join(category).join(name).join("format");
+        // The error that counts is that of the place that is mounted.
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        TRACEFS.iter().fold(Err(missing()), |found, root| {
+            found.or_else(|_| fs::read_to_string(Path::new(root).join(&format)))
+        })
+    })
+}
+
+fn find_all(format_of: impl Fn(Tracepoint) -> io::Result<String>) -> Tracepoints {
+    let mut found = Tracepoints::default();
+    for wanted in WANTED {
+        let (_, name) = wanted.tracepoint;
+        match find(&wanted, format_of(wanted.tracepoint)) {
+            Ok(Some(field)) => *(wanted.place)(&mut found.layout) = field.offset_bytes,
+            // Attaching to it says so.
+            Ok(None) => {}
+            Err(reason) => found.unusable.push((name, reason)),
+        }
+    }
+    found
+}
+
+/// `None` if there is no such tracepoint.
+fn find(wanted: &Wanted, format: io::Result<String>) -> Result<Option<Field>, String> {
+    let field = wanted.field;
+    let format = match format {
+        Ok(format) => format,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("its format cannot be read: {error}")),
+    };
+    let Some(found) = find_field(&format, field) else {
+        return Err(format!("this kernel's has no {field}"));
+    };
+    let bytes = found.size_bytes;
+    if bytes != wanted.size_bytes {
+        return Err(format!("{field} has {bytes} bytes in this kernel's"));
+    }
+    Ok(Some(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn format_of(fields: &[(&str, u32, u32)]) -> String {
+        let line = |(name, offset, size): &(&str, u32, u32)| {
+            format!("\tfield:int {name};\toffset:{offset};\tsize:{size};\tsigned:1;\n")
+        };
+        fields.iter().map(line).collect()
+    }
+
+    fn check(submit: io::Result<&[(&str, u32, u32)]>) -> Tracepoints {
+        let submit = submit.map(format_of);
+        find_all(|tracepoint| match (&submit, tracepoint) {
+            (Ok(format), SUBMIT) => Ok(format.clone()),
+            (Err(error), SUBMIT) => Err(error.kind().into()),
+            (_, COMPLETE) => Ok(format_of(&[("res", 40, 4), ("req", 16, 8)])),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    #[test]
+    fn offsets_go_where_the_programs_look() {
+        let found = check(Ok(&[("opcode", 32, 1), ("req", 24, 8)]));
+        let expected = TracepointLayout {
+            submit_request: 24,
+            submit_opcode: 32,
+            complete_request: 16,
+            complete_result: 40,
+            ..TracepointLayout::default()
+        };
+        assert_eq!(found.layout, expected);
+        assert!(found.unusable.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        let reason = |found: &Tracepoints| found.problem(SUBMIT.1).map(str::to_owned);
+        let found = check(Ok(&[("req", 24, 8)]));
+        assert_eq!(
+            reason(&found),
+            Some("this kernel's has no opcode".to_owned())
+        );
+        assert_eq!(found.problem(COMPLETE.1), None);
+        let found = check(Ok(&[("req", 24, 8), ("opcode", 32, 4)]));
+        let text = reason(&found).expect("a reason");
+        assert!(text.contains("4 bytes"), "{text}");
+        let found = check(Err(io::ErrorKind::PermissionDenied.into()));
+        let text = reason(&found).expect("a reason");
+        assert!(text.starts_with("its format cannot be read"), "{text}");
+        // Not there at all: attaching to it says so.
+        let found = check(Err(io::ErrorKind::NotFound.into()));
+        assert_eq!(reason(&found), None);
+    }
+}
