@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod chunk;
 pub mod counter;
+pub mod device;
 pub mod dirty_log;
 pub mod event;
 pub mod file;

@@ -9,7 +9,7 @@ use aya::programs::uprobe::{UProbeError, UProbeScope};
 use aya::programs::{Program, ProgramError, TracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
 use pacer_common::kernel::{KERNEL_LAYOUT, KernelLayout};
-use pacer_common::{event, settings};
+use pacer_common::{device, event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
@@ -44,8 +44,16 @@ pub(super) fn check_tracefs() -> Result<(), ProbeError> {
 }
 
 /// Creates the maps and prepares the programs; no process is observed yet.
-pub(super) fn load(object: &[u8], layout: &KernelLayout) -> Result<Ebpf, ProbeError> {
+/// `pid` is the one that will be, where it is known.
+pub(super) fn load(
+    object: &[u8],
+    layout: &KernelLayout,
+    pid: Option<u32>,
+) -> Result<Ebpf, ProbeError> {
+    let device_pieces = process::device_pieces(pid);
     EbpfLoader::new()
+        .map_max_entries(device::DEVICE_PIECES, device_pieces)
+        .override_global(device::DEVICE_ENTRIES, &device_pieces, true)
         .override_global(KERNEL_LAYOUT, layout, true)
         .override_global(settings::PID_NAMESPACE, &process::pid_namespace(), true)
         .load(object)
