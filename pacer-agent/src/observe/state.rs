@@ -1,6 +1,7 @@
 //! From what was counted to a line: what is new, and how fast it grows. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::disks::{Known, Tick, backends, devices};
 use super::images::Image;
@@ -48,7 +49,8 @@ pub struct State {
     pub ram: RamState,
     known: Known,
     connections: BTreeMap<(u16, u16), (String, String)>,
-    last_at: Time,
+    /// When the last line was made. `None` before the first.
+    last_at: Option<Time>,
     last: Activity,
     last_run_ns: Option<u64>,
 }
@@ -64,7 +66,7 @@ impl State {
             ram: RamState::default(),
             known: Known::default(),
             connections: BTreeMap::new(),
-            last_at: started,
+            last_at: None,
             last: Activity::default(),
             last_run_ns: None,
         }
@@ -72,7 +74,8 @@ impl State {
 
     /// The line for what was read. `ended`: the process is gone.
     pub fn line(&mut self, reading: Reading, ended: bool) -> Line {
-        let tick = Tick(reading.at.since(self.last_at));
+        let last_at = self.last_at.replace(reading.at);
+        let tick = Tick(last_at.map_or(Duration::ZERO, |last_at| reading.at.since(last_at)));
         let activity = reading.activity;
         if let Some(images) = reading.images {
             self.known.update(images, &activity.files);
@@ -102,7 +105,6 @@ impl State {
             probe: self.probe(reading.counters, reading.cost, tick),
             warnings: reading.warnings,
         };
-        self.last_at = reading.at;
         self.last = activity;
         self.last_run_ns = reading.counters.run_ns;
         line
@@ -177,8 +179,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::probe::activity::{
         DeviceActivity, DeviceRequests, FileActivity, FileId, Requests, SocketFamily,

@@ -188,15 +188,16 @@ fn latency(seconds: f64) -> String {
 
 fn write_probe(text: &mut String, line: &Line) -> std::fmt::Result {
     let probe = &line.probe;
-    let cost = probe.core_ratio.map_or_else(
-        || "cost not counted".to_owned(),
-        |ratio| format!("{:.2} % of a core", ratio * 100.0),
-    );
+    let cost = match (probe.core_ratio, probe.run_ns) {
+        (Some(ratio), _) => format!("{:.2} % of a core, ", ratio * 100.0),
+        (None, Some(_)) => String::new(),
+        (None, None) => "cost not counted, ".to_owned(),
+    };
     let memory = show_bytes(probe.memory_bytes);
     let missed: u64 = probe.programs.iter().map(|program| program.missed).sum();
     writeln!(
         text,
-        "probe  {cost}, {memory}, {} events lost, {missed} runs missed",
+        "probe  {cost}{memory}, {} events lost, {missed} runs missed",
         probe.lost_events,
     )?;
     let gaps = [

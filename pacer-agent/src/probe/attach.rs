@@ -12,7 +12,7 @@ use pacer_common::block::BLOCK_LAYOUT;
 use pacer_common::kernel::KERNEL_LAYOUT;
 use pacer_common::socket::SOCKET_LAYOUT;
 use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
-use pacer_common::{event, settings};
+use pacer_common::{device, event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
@@ -61,12 +61,17 @@ fn check_readable(tracefs: &Path) -> Result<(), ProbeError> {
 }
 
 /// Creates the maps and prepares the programs; no process is observed yet.
+/// `pid` is the one that will be, where it is known.
 pub(super) fn load(
     object: &[u8],
     kernel: &Kernel,
     tracepoints: &Tracepoints,
+    pid: Option<u32>,
 ) -> Result<Ebpf, ProbeError> {
+    let device_pieces = process::device_pieces(pid);
     EbpfLoader::new()
+        .map_max_entries(device::DEVICE_PIECES, device_pieces)
+        .override_global(device::DEVICE_ENTRIES, &device_pieces, true)
         .override_global(KERNEL_LAYOUT, &kernel.layout, true)
         .override_global(BLOCK_LAYOUT, &kernel.block.unwrap_or_default(), true)
         .override_global(SOCKET_LAYOUT, &kernel.sockets.unwrap_or_default(), true)
@@ -238,12 +243,23 @@ fn attach_uprobe(
     load_once(program.load(), name)?;
     // The link and not what it points to: it leads to the right file in another
     // mount namespace too, and after an upgrade has replaced it.
-    let target = format!("/proc/{tgid}/exe");
+    let executable = format!("/proc/{tgid}/exe");
     let scope = NonZeroU32::new(tgid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
-    match program.attach(symbol, target, scope) {
+    match program.attach(symbol, &executable, scope) {
         Ok(_) => Ok(()),
-        Err(source) if is_symbol_missing(&source) => Err(ProbeError::SymbolMissing { symbol }),
+        Err(source) if is_symbol_missing(&source) => Err(explain_missing(&executable, symbol)),
         Err(source) => Err(ProbeError::from_program(name, ATTACHED, source)),
+    }
+}
+
+/// aya says the same of a binary without the symbol and of one that it may not
+/// read.
+fn explain_missing(executable: &str, symbol: &'static str) -> ProbeError {
+    match fs::File::open(executable) {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            ProbeError::BinaryUnreadable { source }
+        }
+        Ok(_) | Err(_) => ProbeError::SymbolMissing { symbol },
     }
 }
 

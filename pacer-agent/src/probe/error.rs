@@ -83,6 +83,16 @@ pub enum ProbeError {
         /// The function.
         symbol: &'static str,
     },
+    /// The observed process is another user's.
+    #[error(
+        "its binary may not be read: for another user's process Pacer needs CAP_SYS_PTRACE \
+         (run it as root, or `setcap cap_bpf,cap_perfmon,cap_sys_ptrace=ep` the binary)"
+    )]
+    BinaryUnreadable {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The object could not be loaded.
     #[error("the eBPF programs cannot be loaded")]
     Load {
