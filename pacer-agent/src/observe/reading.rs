@@ -7,12 +7,13 @@ use std::os::fd::OwnedFd;
 use procfs::net::TcpNetEntry;
 use procfs::process::Process;
 
-use super::images::{Images, device_name};
+use super::images::{Image, Images, device_name};
 use super::rights;
 use super::state::{Reading, State};
 use crate::clock;
 use crate::probe::Probe;
 use crate::probe::activity::{Activity, DeviceId};
+use crate::probe::block_devices::{Backing, Host};
 
 /// There is no such process.
 const ESRCH: i32 = 3;
@@ -23,6 +24,10 @@ pub(super) struct Reader {
     pid: u32,
     images: Images<OwnedFd>,
     device_names: BTreeMap<DeviceId, String>,
+    /// What the images are on: their file systems' devices, or themselves.
+    storage: BTreeSet<DeviceId>,
+    /// What of it is not watched.
+    device_warnings: Vec<String>,
     /// What is wrong with QEMU's measurements.
     pub(super) qemu_warning: Option<String>,
 }
@@ -33,12 +38,18 @@ impl Reader {
             pid,
             images: Images::new(pid, pidfd),
             device_names: BTreeMap::new(),
+            storage: BTreeSet::new(),
+            device_warnings: Vec::new(),
             qemu_warning: None,
         }
     }
 
     /// What is to be told now.
     pub(super) fn read(&mut self, probe: &mut Probe, state: &State) -> Reading {
+        let images = self.images.open();
+        if let Ok(images) = &images {
+            self.watch_devices(probe, images);
+        }
         let at = clock::now();
         let activity = probe.activity();
         let counters = probe.counters();
@@ -50,10 +61,10 @@ impl Reader {
                     .to_owned(),
             );
         }
-        let images = self.images.open();
         if let Err(error) = &images {
             warnings.extend(explain(error));
         }
+        warnings.extend(self.device_warnings.iter().cloned());
         warnings.extend(self.qemu_warning.clone());
         self.name_devices(&activity);
         Reading {
@@ -67,6 +78,35 @@ impl Reader {
             images: images.ok(),
             warnings,
         }
+    }
+
+    /// Watches the devices under the images, if those are on others than before.
+    fn watch_devices(&mut self, probe: &mut Probe, images: &[Image]) {
+        let storage: BTreeSet<DeviceId> = images
+            .iter()
+            .map(|image| image.block_device.unwrap_or(image.id.device))
+            .collect();
+        if storage == self.storage {
+            return;
+        }
+        let host = Host::default();
+        let under: Vec<Backing> = storage.iter().map(|id| host.devices_under(*id)).collect();
+        let unknown = under.iter().flat_map(|backing| &backing.unknown);
+        self.device_warnings = unknown
+            .map(|reason| format!("the device under an image: {reason}"))
+            .collect();
+        let devices: BTreeSet<DeviceId> = under
+            .iter()
+            .flat_map(|backing| &backing.devices)
+            .copied()
+            .collect();
+        let devices: Vec<DeviceId> = devices.into_iter().collect();
+        if let Err(error) = probe.watch_devices(&devices) {
+            let error = anyhow::Error::new(error);
+            self.device_warnings
+                .push(format!("the devices under the images: {error:#}"));
+        }
+        self.storage = storage;
     }
 
     fn name_devices(&mut self, activity: &Activity) {

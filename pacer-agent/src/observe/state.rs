@@ -130,7 +130,8 @@ impl State {
     fn socket(&self, socket: &SocketActivity) -> Socket {
         let ports = (socket.local_port, socket.peer_port);
         let port = |port: u16| match port {
-            0 => "unix".to_owned(),
+            // Not TCP: all of its family are one.
+            0 => socket.family.to_string(),
             port => format!(":{port}"),
         };
         let (local, peer) = self
@@ -179,7 +180,9 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::activity::{DeviceActivity, DeviceRequests, FileActivity, FileId, Requests};
+    use crate::probe::activity::{
+        DeviceActivity, DeviceRequests, FileActivity, FileId, Requests, SocketFamily,
+    };
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -325,6 +328,7 @@ mod tests {
     fn the_ends_of_a_connection_are_remembered() {
         let mut state = state();
         let socket = SocketActivity {
+            family: SocketFamily::Ip4,
             local_port: 40_000,
             peer_port: 4444,
             sent_bytes: 5,
