@@ -17,6 +17,9 @@ use crate::probe::activity::{Activity, DeviceId};
 /// There is no such process.
 const ESRCH: i32 = 3;
 
+/// A longer warning is shortened.
+const MOST_CHARS: usize = 800;
+
 /// Reads what belongs to one process.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -42,7 +45,7 @@ impl Reader {
         let at = clock::now();
         let activity = probe.activity();
         let counters = probe.counters();
-        let mut warnings = probe.warnings().to_vec();
+        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
         if counters.run_ns.is_none() {
             warnings.push(
                 "what the probe costs: the kernel does not count it (as root, or once \
@@ -104,6 +107,18 @@ fn ends(entry: TcpNetEntry) -> ((u16, u16), (String, String)) {
     (ports, (local.to_string(), peer.to_string()))
 }
 
+/// A warning without the middle of what the kernel's verifier has to say, which
+/// may be 100 KB: its last lines have the reason.
+fn brief(warning: &str) -> String {
+    let chars = warning.chars().count();
+    if chars <= MOST_CHARS {
+        return warning.to_owned();
+    }
+    let start = warning.chars().take(MOST_CHARS / 2);
+    let end = warning.chars().skip(chars - MOST_CHARS / 2);
+    start.chain(" … ".chars()).chain(end).collect()
+}
+
 /// Why the images are not known; nothing of a process that has just ended.
 fn explain(error: &io::Error) -> Option<String> {
     match error.kind() {
@@ -124,5 +139,19 @@ fn explain(error: &io::Error) -> Option<String> {
         io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => None,
         _ if error.raw_os_error() == Some(ESRCH) => None,
         _ => Some(format!("which files the images are: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_warning_keeps_its_ends() {
+        assert_eq!(brief("short"), "short");
+        let text = format!("first {} last", "é".repeat(100_000));
+        let text = brief(&text);
+        assert!(text.starts_with("first ") && text.ends_with(" last"));
+        assert_eq!(text.chars().count(), MOST_CHARS + 3);
     }
 }
