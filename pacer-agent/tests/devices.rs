@@ -1,6 +1,7 @@
 //! What the programs count of sockets and block devices, tried on this test's
 //! own process and this machine's disk. `cargo xtask test` runs these as root.
 
+mod block;
 mod sockets;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod backend;
+pub mod block;
 pub mod chunk;
 pub mod counter;
 pub mod dirty_log;

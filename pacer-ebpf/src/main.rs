@@ -6,6 +6,7 @@
 #![no_main]
 
 mod backends;
+mod block;
 mod chunks;
 mod device_memory;
 mod dirty_log;

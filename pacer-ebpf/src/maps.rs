@@ -4,6 +4,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use pacer_common::backend::{BackendCounts, BackendKey, MAX_BACKENDS};
+use pacer_common::block::{BlockRequest, DeviceCounts, MAX_BLOCK_REQUESTS, MAX_DEVICES};
 use pacer_common::chunk::{ChunkSet, SETS};
 use pacer_common::counter;
 use pacer_common::dirty_log::PIECE_WORDS;
@@ -46,3 +47,12 @@ pub(crate) static BACKENDS: HashMap<BackendKey, BackendCounts> =
 #[map]
 pub(crate) static SOCKETS: LruPerCpuHashMap<SocketKey, u64> =
     LruPerCpuHashMap::with_max_entries(MAX_SOCKETS, 0);
+
+#[map]
+pub(crate) static DEVICES: PerCpuHashMap<u32, DeviceCounts> =
+    PerCpuHashMap::with_max_entries(MAX_DEVICES, BPF_F_NO_PREALLOC);
+
+// Allocated at once: completions come as interrupts.
+#[map]
+pub(crate) static BLOCK_REQUESTS: HashMap<u64, BlockRequest> =
+    HashMap::with_max_entries(MAX_BLOCK_REQUESTS, 0);

@@ -106,16 +106,21 @@ pub struct BackendActivity {
     pub discarded: Requests,
 }
 
-/// One block device of this host.
+/// One block device of this host, as whoever uses it loads it.
+///
+/// Requests are what the device is given: neighbours are merged before, large
+/// ones split, as in the kernel's own `diskstats`. One that a driver hands back
+/// to the queue is issued again and counts once, from its last issue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceActivity {
     /// Which.
     pub id: DeviceId,
     /// What was read.
     pub read: DeviceRequests,
-    /// What was written; flushes and discards are not counted.
+    /// What was written. Not counted: flushes, discards, zeroes that the device
+    /// writes by itself, appends to zones.
     pub write: DeviceRequests,
-    /// Requests given to the device and not completed.
+    /// Reads and writes given to the device and not completed.
     pub in_flight: u64,
 }
 
@@ -127,7 +132,8 @@ pub struct DeviceRequests {
     /// Time from issue to completion, summed over the requests.
     pub latency: Duration,
     /// Requests by latency: number `k` holds those of 2^k up to 2^(k+1) ns, and
-    /// number 0 also those below.
+    /// number 0 also those below,
+    /// the last also those above.
     pub by_latency: Vec<u64>,
 }
 
@@ -178,6 +184,21 @@ impl DeviceId {
             major: device >> 20,
             minor: device & 0xF_FFFF,
         }
+    }
+
+    /// The numbers as `stat` gives them, in `st_dev` and `st_rdev`.
+    #[must_use]
+    pub fn from_stat(device: u64) -> Self {
+        Self {
+            major: rustix::fs::major(device),
+            minor: rustix::fs::minor(device),
+        }
+    }
+
+    /// The reverse of [`DeviceId::from_kernel`].
+    #[must_use]
+    pub const fn to_kernel(self) -> u32 {
+        self.major << 20 | self.minor & 0xF_FFFF
     }
 }
 

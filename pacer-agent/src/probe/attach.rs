@@ -6,8 +6,9 @@ use std::{fs, io};
 
 use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::uprobe::{UProbeError, UProbeScope};
-use aya::programs::{Program, ProgramError, TracePoint, UProbe};
+use aya::programs::{Program, ProgramError, RawTracePoint, TracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
+use pacer_common::block::BLOCK_LAYOUT;
 use pacer_common::kernel::KERNEL_LAYOUT;
 use pacer_common::socket::SOCKET_LAYOUT;
 use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
@@ -67,6 +68,7 @@ pub(super) fn load(
 ) -> Result<Ebpf, ProbeError> {
     EbpfLoader::new()
         .override_global(KERNEL_LAYOUT, &kernel.layout, true)
+        .override_global(BLOCK_LAYOUT, &kernel.block.unwrap_or_default(), true)
         .override_global(SOCKET_LAYOUT, &kernel.sockets.unwrap_or_default(), true)
         .override_global(TRACEPOINT_LAYOUT, &tracepoints.layout, true)
         .override_global(settings::PID_NAMESPACE, &process::pid_namespace(), true)
@@ -139,6 +141,22 @@ pub(super) fn observe(
         warnings,
         state_uprobe,
     })
+}
+
+/// Attaches what watches block devices.
+pub(super) fn attach_block(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<(), ProbeError> {
+    if kernel.block.is_none() {
+        let what = "requests to block devices";
+        return Err(ProbeError::BtfUnknown { what });
+    }
+    for (name, tracepoint) in hooks::BLOCK {
+        let program: &mut RawTracePoint = find(ebpf, name)?;
+        load_once(program.load(), name)?;
+        program
+            .attach(tracepoint)
+            .map_err(|source| ProbeError::from_program(name, ATTACHED, source))?;
+    }
+    Ok(())
 }
 
 /// Raw images need none of it: there the file's offsets are the guest's. A hit

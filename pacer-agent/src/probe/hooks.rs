@@ -69,6 +69,13 @@ pub(super) const IO_URING: [Hook; 2] = [
     io_uring("io_uring_submit", "io_uring_submit_req"),
 ];
 
+/// Programs and raw tracepoints: what block devices do. The completion first, as
+/// above.
+pub(super) const BLOCK: [(&str, &str); 2] = [
+    ("block_complete", "block_rq_complete"),
+    ("block_issue", "block_rq_issue"),
+];
+
 /// What QEMU sends and receives. Since Linux 6.3.
 pub(super) const SOCKETS: [Hook; 2] = [
     sock("sock_send", "sock_send_length"),

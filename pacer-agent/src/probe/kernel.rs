@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use pacer_common::block::BlockLayout;
 use pacer_common::kernel::KernelLayout;
 use pacer_common::socket::SocketLayout;
 
@@ -17,6 +18,8 @@ pub(super) struct Kernel {
     pub(super) has_io_uring: bool,
     /// `None` where ports cannot be told.
     pub(super) sockets: Option<SocketLayout>,
+    /// `None` where requests to block devices cannot be told.
+    pub(super) block: Option<BlockLayout>,
 }
 
 /// Reads the running kernel's layout.
@@ -42,6 +45,7 @@ pub(super) fn read() -> Result<Kernel, ProbeError> {
         layout,
         has_io_uring,
         sockets: sockets(&btf),
+        block: block(&btf),
     })
 }
 
@@ -61,6 +65,17 @@ fn sockets(btf: &Btf) -> Option<SocketLayout> {
     })
 }
 
+fn block(btf: &Btf) -> Option<BlockLayout> {
+    Some(BlockLayout {
+        request_queue: btf.offset_of("request", &["q"])?,
+        request_flags: btf.offset_of("request", &["cmd_flags"])?,
+        request_bytes: btf.offset_of("request", &["__data_len"])?,
+        queue_disk: btf.offset_of("request_queue", &["disk"])?,
+        disk_major: btf.offset_of("gendisk", &["major"])?,
+        disk_minor: btf.offset_of("gendisk", &["first_minor"])?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +87,7 @@ mod tests {
             Ok(kernel) => {
                 assert_ne!(kernel.layout.task_files, 0);
                 assert_ne!(kernel.layout.super_device, 0);
+                assert!(kernel.block.is_some_and(|block| block.request_bytes != 0));
                 assert!(
                     kernel
                         .sockets

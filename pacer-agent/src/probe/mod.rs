@@ -8,10 +8,12 @@
 
 pub mod activity;
 mod attach;
+pub mod block_devices;
 mod btf;
 mod build_id;
 mod cost;
 mod counters;
+mod devices;
 mod error;
 mod event;
 mod hooks;
@@ -36,6 +38,7 @@ use log::Log;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use activity::DeviceId;
 use kernel::Kernel;
 use tracepoints::Tracepoints;
 
@@ -61,6 +64,8 @@ pub struct Probe {
     /// What of this kernel can be read.
     kernel: Kernel,
     tracepoints: Tracepoints,
+    /// Whether the programs that watch block devices are attached.
+    block_attached: bool,
     /// Taken from the ring, not drained yet, with the process each is of.
     pending: VecDeque<(u32, Event)>,
     /// The ring's descriptor with the runtime; made at the first wait, so that
@@ -118,6 +123,7 @@ impl Probe {
             tgid: None,
             kernel,
             tracepoints,
+            block_attached: false,
             pending: VecDeque::new(),
             waiter: None,
             stats,
@@ -197,6 +203,24 @@ impl Probe {
     #[must_use]
     pub fn activity(&self) -> Activity {
         totals::read(&self.ebpf)
+    }
+
+    /// Watches exactly these block devices of this host from now on, whoever uses
+    /// them; see [`block_devices`] for those that lie under an image. What was
+    /// watched before goes on counting from where it is; none is watched at
+    /// first. Devices that the kernel makes of others (device mapper, md) mostly
+    /// get no requests of their own.
+    ///
+    /// # Errors
+    ///
+    /// This kernel does not tell of its block devices, or there are more than
+    /// there is room for.
+    pub fn watch_devices(&mut self, devices: &[DeviceId]) -> Result<(), ProbeError> {
+        if !devices.is_empty() && !self.block_attached {
+            attach::attach_block(&mut self.ebpf, &self.kernel)?;
+            self.block_attached = true;
+        }
+        devices::watch(&mut self.ebpf, devices)
     }
 
     /// The observed process: the thread group's number. `None` while it is not

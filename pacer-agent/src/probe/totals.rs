@@ -14,14 +14,14 @@ use super::activity::{
     Activity, BackendActivity, ChunkIntervals, DeviceId, DeviceReads, FileActivity, FileId,
     IntervalClass, Requests,
 };
-use super::{counters, sockets};
+use super::{counters, devices, sockets};
 
 /// Everything counted so far.
 pub(super) fn read(ebpf: &Ebpf) -> Activity {
     Activity {
         files: files(ebpf).unwrap_or_default(),
         backends: backends(ebpf).unwrap_or_default(),
-        devices: Vec::new(),
+        devices: devices::read(ebpf).unwrap_or_default(),
         sockets: sockets::read(ebpf).unwrap_or_default(),
         sent_bytes: counters::sum(ebpf, counter::SENT_BYTES),
         device_reads: DeviceReads {

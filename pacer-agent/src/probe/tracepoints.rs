@@ -74,11 +74,10 @@ impl Tracepoints {
 pub(super) fn read() -> Tracepoints {
     find_all(|(category, name)| {
         let format = Path::new("events").join(category).join(name).join("format");
-        // The error that counts is that of the place that is mounted.
-        let missing = || io::Error::from(io::ErrorKind::NotFound);
-        TRACEFS.iter().fold(Err(missing()), |found, root| {
-            found.or_else(|_| fs::read_to_string(Path::new(root).join(&format)))
-        })
+        let read = |root| fs::read_to_string(Path::new(root).join(&format));
+        let [usual, old] = TRACEFS;
+        // Where nobody has mounted it, it is not readable for other reasons.
+        read(usual).or_else(|error| read(old).map_err(|_| error))
     })
 }
 

@@ -44,9 +44,8 @@ fn drain(mut end: TcpStream) -> thread::JoinHandle<u64> {
     thread::spawn(move || std::io::copy(&mut end, &mut std::io::sink()).expect("it is read"))
 }
 
-fn check_tcp(address: &str) {
-    let _alone = alone();
-    let probe = attach();
+fn check_one_connection(probe: &Probe, address: &str) {
+    let sent_before = probe.activity().sent_bytes;
     let (mut client, mut server) = pair(address);
     let bytes = vec![7; MANY];
     let drained = drain(server.try_clone().expect("a second handle"));
@@ -56,23 +55,40 @@ fn check_tcp(address: &str) {
     assert_eq!(vectored, 1333);
     server.write_all(b"an answer").expect("it is taken");
     let expected = MANY as u64 + 1333;
-    assert_eq!(sent(&probe, &client), expected);
-    assert_eq!(sent(&probe, &server), 9);
-    assert_eq!(probe.activity().sent_bytes, expected + 9);
+    assert_eq!(sent(probe, &client), expected);
+    assert_eq!(sent(probe, &server), 9);
+    assert_eq!(probe.activity().sent_bytes - sent_before, expected + 9);
     client.shutdown(std::net::Shutdown::Write).expect("it ends");
     assert_eq!(drained.join().expect("it reads"), expected);
 }
 
-#[test]
-#[ignore = "needs root and a kernel with BPF"]
-fn ip4_bytes_are_counted_by_connection() {
-    check_tcp("127.0.0.1");
+fn check_shared_connection(probe: &Probe) {
+    const THREADS: u64 = 4;
+    const SENDS: u64 = 3000;
+    let (client, server) = pair("127.0.0.1");
+    let drained = drain(server);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..SENDS {
+                    (&client).write_all(&[3; 100]).expect("it is taken");
+                }
+            });
+        }
+    });
+    assert_eq!(sent(probe, &client), THREADS * SENDS * 100);
+    client.shutdown(std::net::Shutdown::Write).expect("it ends");
+    assert_eq!(drained.join().expect("it reads"), THREADS * SENDS * 100);
 }
 
 #[test]
 #[ignore = "needs root and a kernel with BPF"]
-fn ip6_bytes_are_counted_by_connection() {
-    check_tcp("::1");
+fn tcp_bytes_are_counted_by_connection() {
+    let _alone = alone();
+    let probe = attach();
+    check_one_connection(&probe, "127.0.0.1");
+    check_one_connection(&probe, "::1");
+    check_shared_connection(&probe);
 }
 
 #[test]
@@ -90,29 +106,6 @@ fn unix_sockets_are_counted_together() {
     assert_eq!(socket.family, SocketFamily::Unix);
     assert_eq!((socket.local_port, socket.peer_port), (0, 0));
     assert_eq!(socket.sent_bytes, 1234);
-}
-
-#[test]
-#[ignore = "needs root and a kernel with BPF"]
-fn threads_that_share_a_connection_lose_nothing() {
-    const THREADS: u64 = 4;
-    const SENDS: u64 = 3000;
-    let _alone = alone();
-    let probe = attach();
-    let (client, server) = pair("127.0.0.1");
-    let drained = drain(server);
-    thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                for _ in 0..SENDS {
-                    (&client).write_all(&[3; 100]).expect("it is taken");
-                }
-            });
-        }
-    });
-    assert_eq!(sent(&probe, &client), THREADS * SENDS * 100);
-    client.shutdown(std::net::Shutdown::Write).expect("it ends");
-    assert_eq!(drained.join().expect("it reads"), THREADS * SENDS * 100);
 }
 
 #[test]
