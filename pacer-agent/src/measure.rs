@@ -122,6 +122,7 @@ pub async fn measure(
             return Ok(DirtyWindow {
                 window,
                 pages: pages(rate, window),
+                device_pages: 0,
                 origin: match accelerator {
                     Accelerator::Kvm => Origin::Qemu,
                     Accelerator::Tcg => Origin::PageSampling,

@@ -10,10 +10,18 @@ pub const PIECE_WORDS: usize = 512;
 /// Bytes of the bitmap in one piece.
 pub const PIECE_BYTES: u32 = 4096;
 
-/// Most pieces of one bitmap: a slot of 1 TiB. `bpf_loop` allows 2^23.
-pub const MAX_PIECES: u32 = 8192;
+/// Pages of the bitmap in one piece.
+pub const PIECE_PAGES: u64 = PIECE_BYTES as u64 * 8;
+
+/// Pieces in a part, the unit in which pages are told of: 1 GiB of guest
+/// memory, as QEMU clears the log.
+pub const PART_PIECES: u32 = 8;
+
+/// Pages of a part; a slot's last part may have fewer.
+pub const PART_PAGES: u64 = PART_PIECES as u64 * PIECE_PAGES;
 
 const _: () = assert!(PIECE_WORDS * 8 == 4096 && PIECE_BYTES == 4096);
+const _: () = assert!(PART_PAGES * 4096 == 1 << 30);
 
 /// Bytes of the bitmap of a slot with `pages` pages: KVM rounds up to words.
 #[inline(always)]
@@ -43,7 +51,7 @@ mod tests {
         assert_eq!(pieces(8), 1);
         assert_eq!(pieces(4096), 1);
         assert_eq!(pieces(4104), 2);
-        // 1 TiB of guest memory is what fits.
-        assert_eq!(pieces(bitmap_bytes(1 << 28)), u64::from(MAX_PIECES));
+        // 1 TiB of guest memory.
+        assert_eq!(pieces(bitmap_bytes(1 << 28)), 8192);
     }
 }

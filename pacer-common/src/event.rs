@@ -13,7 +13,8 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// A memory slot was registered. subject: slot; a: pages (0: it is gone);
 /// b: address in QEMU; c: 1 if its dirty pages are logged, else 0.
 pub const SLOT_REGISTERED: u32 = 1;
-/// A slot's dirty log was read. subject: slot; a: pages set; b: pages in all.
+/// A slot's dirty log was read. subject: slot; a: pages set; b: pages in all;
+/// c: further pages that devices wrote since the log was read before.
 pub const DIRTY_LOG: u32 = 2;
 /// Part of a slot's dirty log was cleared. subject: slot; a: first page;
 /// b: pages.
@@ -24,6 +25,11 @@ pub const GUEST_STOPPING: u32 = 4;
 pub const BITMAP_SYNC: u32 = 5;
 /// The migration's state changed. a: old; b: new; as QEMU numbers them.
 pub const MIGRATION_STATE: u32 = 6;
+
+/// One part of a slot's dirty log, for slots of more than one; told before the
+/// [`DIRTY_LOG`] that sums them up. subject: slot; a: pages set; b: first page;
+/// c: further pages that devices wrote since the log was read before.
+pub const DIRTY_PART: u32 = 16;
 
 /// One event. What `subject`, `a`, `b` and `c` mean depends on `kind`; what a
 /// kind does not use is 0.

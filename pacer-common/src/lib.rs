@@ -8,6 +8,7 @@ pub mod backend;
 pub mod block;
 pub mod chunk;
 pub mod counter;
+pub mod device;
 pub mod dirty_log;
 pub mod event;
 pub mod file;

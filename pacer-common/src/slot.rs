@@ -1,7 +1,35 @@
-//! The map from KVM memory slots to their size.
+//! The map of KVM memory slots.
 
-/// Name of the hash from [`key`] to the slot's size in pages of 4 KiB (`u64`).
+use core::mem::{align_of, size_of};
+
+/// Name of the hash from [`key`] to [`Slot`].
 pub const SLOTS: &str = "SLOTS";
+
+/// [`Slot::range`] of a slot that found no entry.
+pub const NO_RANGE: u32 = u32::MAX;
+
+/// A memory slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Its size, in pages of 4 KiB.
+    pub pages: u64,
+    /// Its entry in [`crate::device::Ranges`], which may have passed to another
+    /// slot since (the entry says whose it is), or [`NO_RANGE`].
+    pub range: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Slot>() == 16);
+    assert!(align_of::<Slot>() == 8);
+};
+
+// SAFETY: `repr(C)`, integers only, 16 bytes that the fields fill without
+// padding (asserted above): every byte pattern is a valid value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Slot {}
 
 /// The key of the slot `slot` (address space in the upper, id in the lower 16
 /// bits) of the process `tgid`.

@@ -4,11 +4,12 @@ use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::debug;
 use pacer_common::counter;
 use pacer_common::event::{DIRTY_LOG, LOG_CLEARED, RawEvent, SLOT_REGISTERED};
-use pacer_common::slot::{self, FLAG_LOG_DIRTY_PAGES, PAGE_SHIFT};
+use pacer_common::slot::{self, FLAG_LOG_DIRTY_PAGES, NO_RANGE, PAGE_SHIFT, Slot};
 
-use crate::dirty_log;
+use crate::dirty_log::{self, Log};
 use crate::filter::own_tgid;
 use crate::maps::SLOTS;
+use crate::ranges;
 use crate::report::{count, report};
 use crate::user::read_user;
 
@@ -65,23 +66,33 @@ pub(crate) fn on_call(context: &TracePointContext, request: u32, argument: u64) 
     }
 }
 
-/// Remembers the slot's size before telling of it.
+/// Remembers the slot before telling of it.
 #[inline(always)]
 fn on_region(tgid: u32, region: MemoryRegion) {
     let key = slot::key(tgid, region.slot);
     let pages = region.bytes >> PAGE_SHIFT;
+    let logged = region.flags & FLAG_LOG_DIRTY_PAGES != 0;
     if pages == 0 {
         // A slot that was there before this program was is not in the map.
         let _ = SLOTS.remove(key);
-    } else if SLOTS.insert(key, pages, 0).is_err() {
-        count(counter::MAP_FULL);
+        ranges::remove(key);
+    } else {
+        let range = ranges::register(key, region.user_address, region.bytes, logged);
+        let slot = Slot {
+            pages,
+            range: range.unwrap_or(NO_RANGE),
+            padding: 0,
+        };
+        if SLOTS.insert(key, slot, 0).is_err() {
+            count(counter::MAP_FULL);
+        }
     }
     report(RawEvent {
         kind: SLOT_REGISTERED,
         subject: region.slot,
         a: pages,
         b: region.user_address,
-        c: u64::from(region.flags & FLAG_LOG_DIRTY_PAGES),
+        c: u64::from(logged),
         ..RawEvent::default()
     });
 }
@@ -99,8 +110,9 @@ fn on_clear(log: ClearDirtyLog) {
 
 #[inline(always)]
 fn on_log(context: &TracePointContext, tgid: u32, log: DirtyLog) -> Option<()> {
+    let key = slot::key(tgid, log.slot);
     // SAFETY: QEMU changes its slots under the lock it reads their logs under.
-    let Some(&pages) = (unsafe { SLOTS.get(slot::key(tgid, log.slot)) }) else {
+    let Some(&slot) = (unsafe { SLOTS.get(key) }) else {
         count(counter::UNKNOWN_SLOTS);
         // Rare: once a slot and sync of a QEMU that was not seen to begin.
         debug!(
@@ -109,12 +121,18 @@ fn on_log(context: &TracePointContext, tgid: u32, log: DirtyLog) -> Option<()> {
         );
         return None;
     };
-    let dirty_pages = dirty_log::count_pages(log.bitmap, pages)?;
+    let counts = dirty_log::count_pages(&Log {
+        slot: log.slot,
+        address: log.bitmap,
+        pages: slot.pages,
+        device_piece: ranges::first_piece(slot.range, key),
+    })?;
     report(RawEvent {
         kind: DIRTY_LOG,
         subject: log.slot,
-        a: dirty_pages,
-        b: pages,
+        a: counts.dirty,
+        b: slot.pages,
+        c: counts.device_only,
         ..RawEvent::default()
     });
     Some(())

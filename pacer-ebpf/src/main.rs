@@ -4,7 +4,10 @@
 //! lost without being counted.
 #![no_std]
 #![no_main]
+// Atomic operations are written out for the BPF machine.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod atomic;
 mod backends;
 mod block;
 mod chunks;
@@ -25,6 +28,7 @@ mod migration_bitmap_sync;
 mod pread_exit;
 mod preadv_exit;
 mod pwrite_exit;
+mod ranges;
 mod report;
 mod sock_receive;
 mod sock_send;

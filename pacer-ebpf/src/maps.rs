@@ -7,10 +7,11 @@ use pacer_common::backend::{BackendCounts, BackendKey, MAX_BACKENDS};
 use pacer_common::block::{BlockRequest, DeviceCounts, MAX_BLOCK_REQUESTS, MAX_DEVICES};
 use pacer_common::chunk::{ChunkSet, SETS};
 use pacer_common::counter;
+use pacer_common::device::{DevicePiece, Ranges};
 use pacer_common::dirty_log::PIECE_WORDS;
 use pacer_common::event::RING_BYTES;
 use pacer_common::file::{FileCounts, FileKey, MAX_FILES};
-use pacer_common::slot::MAX_SLOTS;
+use pacer_common::slot::{MAX_SLOTS, Slot};
 use pacer_common::socket::{MAX_SOCKETS, SocketKey};
 use pacer_common::uring::{MAX_REQUESTS, Request};
 
@@ -24,7 +25,14 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(cou
 pub(crate) static OBSERVED: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
-pub(crate) static SLOTS: HashMap<u64, u64> = HashMap::with_max_entries(MAX_SLOTS, 0);
+pub(crate) static SLOTS: HashMap<u64, Slot> = HashMap::with_max_entries(MAX_SLOTS, 0);
+
+#[map]
+pub(crate) static RANGES: Array<Ranges> = Array::with_max_entries(1, 0);
+
+// The loader sets how many.
+#[map]
+pub(crate) static DEVICE_PIECES: Array<DevicePiece> = Array::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static PIECE: PerCpuArray<[u64; PIECE_WORDS]> = PerCpuArray::with_max_entries(1, 0);

@@ -6,10 +6,17 @@
 pub mod agent;
 pub mod assets;
 pub mod block_stats;
+pub mod bpftrace;
+pub mod dirty_check;
+pub mod dirty_count;
 pub mod disk;
+pub mod disk_check;
 pub mod guest;
+pub mod image_bench;
 pub mod monitor;
+pub mod observe;
 pub mod pair;
 pub mod process;
 pub mod qemu;
+pub mod synthetic;
 pub mod vm;

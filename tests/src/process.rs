@@ -4,7 +4,9 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -12,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How often a condition is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a signal may go unnoticed in a pause.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
 /// How much of a log an error shows, in bytes.
 const LOG_TAIL_BYTES: usize = 4000;
 
@@ -36,6 +40,16 @@ impl OwnedChild {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard output, if it was piped and not taken yet.
+    pub const fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Its standard input, likewise.
+    pub const fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// Its exit status; `None` while it runs.
@@ -97,10 +111,46 @@ pub fn exit_code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
+/// What ends every wait of this process early once it is set, by a signal for
+/// instance: the values that own processes are then dropped in order.
+#[must_use]
+pub fn interrupt_flag() -> Arc<AtomicBool> {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    Arc::clone(FLAG.get_or_init(Arc::default))
+}
+
+/// Refuses to go on once [`interrupt_flag`] is set.
+///
+/// # Errors
+/// It is.
+pub fn check_interrupt() -> Result<()> {
+    if interrupt_flag().load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Lets `duration` pass.
+///
+/// # Errors
+/// [`interrupt_flag`] was set meanwhile.
+pub fn pause(duration: Duration) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        check_interrupt()?;
+        let left = duration.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(INTERRUPT_INTERVAL));
+    }
+}
+
 /// Asks `condition` until it gives a value.
 ///
 /// # Errors
-/// The condition failed, or gave none within `timeout`; `what` names it.
+/// The condition failed, or gave none within `timeout`; `what` names it. Or
+/// [`interrupt_flag`] is set.
 pub fn wait_until<T>(
     what: &str,
     timeout: Duration,
@@ -111,6 +161,7 @@ pub fn wait_until<T>(
         if let Some(value) = condition()? {
             return Ok(value);
         }
+        check_interrupt()?;
         if start.elapsed() > timeout {
             bail!("waited {timeout:?} in vain until {what}");
         }

@@ -45,6 +45,13 @@ pub(crate) fn build_guest() -> Result<()> {
     run(command.env("RUSTFLAGS", "-C target-feature=+crt-static"))
 }
 
+/// Builds `pacer-synthetic`, which benchmarks watch.
+pub(crate) fn build_synthetic() -> Result<PathBuf> {
+    let mut command = cargo(["build", "--release", "--package", "pacer-tests"]);
+    run(command.args(["--bin", "pacer-synthetic"]))?;
+    Ok(target_folder().join("release/pacer-synthetic"))
+}
+
 fn target_folder() -> PathBuf {
     let folder = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     workspace_root().join(folder.unwrap_or_else(|| "target".into()))

@@ -1,5 +1,6 @@
 //! `cargo xtask`: set up, build, run, test. One file a subcommand.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -39,8 +40,8 @@ enum Task {
     Test,
     /// Format, lints, documentation, tests: what a change must pass
     Ci,
-    /// Measure (not built yet)
-    Bench(Later),
+    /// Measure, and compare with what is wanted
+    Bench(bench::Bench),
     /// Package (not built yet)
     Dist(Later),
 }
@@ -72,7 +73,8 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Run(run) => return run::run(run),
         Task::Test => return test::test(),
         Task::Ci => return ci::ci(),
-        Task::Bench(_) | Task::Dist(_) => {
+        Task::Bench(arguments) => return bench::bench(&arguments),
+        Task::Dist(_) => {
             eprintln!("error: not built yet");
             return Ok(ExitCode::from(2));
         }

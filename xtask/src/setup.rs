@@ -48,6 +48,8 @@ enum Need {
     Kernel,
     /// bpf-linker, which cargo installs.
     BpfLinker,
+    /// bpftrace, for the benchmarks.
+    Bpftrace,
     /// tracefs is not mounted.
     Tracefs,
 }
@@ -152,6 +154,9 @@ fn missing(scope: Scope) -> Vec<Need> {
     if scope == Scope::All && old_qemu_version().is_none() {
         needs.push(Need::OldQemu);
     }
+    if scope == Scope::All && output("bpftrace", &["--version"]).is_none() {
+        needs.push(Need::Bpftrace);
+    }
     needs
 }
 
@@ -217,6 +222,8 @@ impl Need {
             Self::OldQemu => apt::debian_release().as_deref() != Some("bookworm"),
             // Containers may forbid it, and Pacer does without.
             Self::Tracefs => true,
+            // One row of one benchmark.
+            Self::Bpftrace => true,
             _ => false,
         }
     }
@@ -228,6 +235,7 @@ impl Need {
             Self::OldQemu => unpack::old_qemu(apt),
             Self::Kernel => unpack::kernel(apt),
             Self::BpfLinker => ebpf::install_bpf_linker(&ebpf::tools_root()),
+            Self::Bpftrace => apt.install(&["bpftrace"], None),
             Self::Tracefs => run(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACEFS])),
         }
     }
@@ -259,6 +267,7 @@ impl Need {
                 Err(missing) => missing.to_string().lines().map(str::to_owned).collect(),
                 Ok(_) => Vec::new(),
             },
+            Self::Bpftrace => vec!["apt-get install bpftrace".to_owned()],
             Self::Tracefs => vec![format!("mount -t tracefs tracefs {TRACEFS}")],
         }
     }
@@ -273,6 +282,7 @@ impl fmt::Display for Need {
             Self::OldQemu => f.write_str("QEMU 7.2 beside it, for the tests (in Debian 12)"),
             Self::Kernel => f.write_str("a kernel for the Linux guest"),
             Self::BpfLinker => f.write_str("bpf-linker, for the eBPF programs"),
+            Self::Bpftrace => f.write_str("bpftrace, which a benchmark compares with (optional)"),
             Self::Tracefs => write!(f, "tracefs at {TRACEFS} (optional)"),
         }
     }

@@ -147,7 +147,7 @@ fn chunks(chunks: &ChunkIntervals) -> Chunks {
             .iter()
             .map(|class| IntervalClass {
                 at_least_seconds: class.at_least.as_secs_f64(),
-                below_seconds: (class.below < Duration::MAX).then(|| class.below.as_secs_f64()),
+                below_seconds: (class.below < Duration::MAX).then_some(class.below.as_secs_f64()),
                 chunks: class.chunks,
             })
             .collect(),

@@ -64,7 +64,8 @@ impl DirtyCurve {
         self.total_pages = to_f64(total_pages);
     }
 
-    /// Learns one point. An empty window is left out.
+    /// Learns one point: all pages that a sync finds, whoever wrote them. An
+    /// empty window is left out.
     pub fn observe(&mut self, window: DirtyWindow, at: Time) {
         if window.window.is_zero() {
             return;
@@ -74,7 +75,7 @@ impl DirtyCurve {
         }
         self.observations.push_back(Observation {
             seconds: window.window.as_secs_f64().clamp(WINDOWS.0, WINDOWS.1),
-            pages: to_f64(window.pages).min(self.total_pages),
+            pages: to_f64(window.all_pages()).min(self.total_pages),
             trust: trust(window.origin),
             at,
         });
@@ -301,6 +302,7 @@ mod tests {
         DirtyWindow {
             window: Duration::from_millis(millis),
             pages,
+            device_pages: 0,
             origin: Origin::DirtyLog,
         }
     }
@@ -370,6 +372,7 @@ mod tests {
                 let window = DirtyWindow {
                     window: Duration::from_nanos(nanos >> (pages % 60)),
                     pages,
+                    device_pages: 0,
                     origin: Origin::Qemu,
                 };
                 curve.observe(window, Time::from_nanos(at));

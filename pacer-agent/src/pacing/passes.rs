@@ -316,6 +316,7 @@ pub(super) mod tests {
             let window = DirtyWindow {
                 window: Duration::from_millis(millis),
                 pages: (per_second * millis / 1000).min(set),
+                device_pages: 0,
                 origin: Origin::DirtyLog,
             };
             curve.observe(window, Time::ZERO);

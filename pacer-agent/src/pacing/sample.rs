@@ -18,16 +18,31 @@ pub struct Ram {
 pub struct DirtyWindow {
     /// How long the window was.
     pub window: Duration,
-    /// Distinct pages of 4 KiB written in it.
+    /// Distinct pages of 4 KiB written in it: by vCPUs alone where `origin` is
+    /// [`Origin::DirtyLog`], by all where it is another.
     pub pages: u64,
+    /// Further distinct pages that only devices wrote, since the sync before:
+    /// where QEMU clears its log late in a pass, that is longer than `window`.
+    /// 0 where it is not known, and where `pages` has them.
+    pub device_pages: u64,
     /// Where the figure comes from.
     pub origin: Origin,
+}
+
+impl DirtyWindow {
+    /// All pages that QEMU finds dirty at the window's end: it must send what
+    /// devices wrote like the rest.
+    #[must_use]
+    pub const fn all_pages(&self) -> u64 {
+        self.pages.saturating_add(self.device_pages)
+    }
 }
 
 /// Where a figure about dirty pages comes from, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Counted by eBPF in the dirty log that KVM handed to QEMU: exact.
+    /// Counted by eBPF in the dirty log that KVM handed to QEMU: exact for what
+    /// vCPUs write. Devices' pages are those that QEMU reads into by address.
     DirtyLog,
     /// QEMU's own counter of pages found dirty at a sync.
     Qemu,

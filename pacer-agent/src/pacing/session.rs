@@ -219,7 +219,7 @@ impl Session {
             self.logged_at = Some(at);
             if matches!(self.phase, Phase::Copying { .. }) {
                 self.learn(window, at);
-                let sync = self.ledger.on_dirty_log(window.pages, at);
+                let sync = self.ledger.on_dirty_log(window.all_pages(), at);
                 self.on_sync(sync, at);
                 return;
             }
@@ -246,6 +246,7 @@ impl Session {
             let window = DirtyWindow {
                 window: self.mean_window(sync.window),
                 pages,
+                device_pages: 0,
                 origin: Origin::Qemu,
             };
             self.learn(window, at);
@@ -269,7 +270,7 @@ impl Session {
         /// Counts below this many pages are noise.
         const FEW: f64 = 32.0;
         if let Some(expected) = self.curve.pages(window.window) {
-            let error = ((to_f64(window.pages) + FEW) / (expected + FEW)).ln();
+            let error = ((to_f64(window.all_pages()) + FEW) / (expected + FEW)).ln();
             let spread = self.curve.relative_uncertainty(window.window);
             if error.abs() > SURPRISE.max(spread) {
                 self.curve.shift(window.window, error.exp());

@@ -12,7 +12,7 @@ use pacer_common::block::BLOCK_LAYOUT;
 use pacer_common::kernel::KERNEL_LAYOUT;
 use pacer_common::socket::SOCKET_LAYOUT;
 use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
-use pacer_common::{event, settings};
+use pacer_common::{device, event, settings};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
@@ -61,12 +61,17 @@ fn check_readable(tracefs: &Path) -> Result<(), ProbeError> {
 }
 
 /// Creates the maps and prepares the programs; no process is observed yet.
+/// `pid` is the one that will be, where it is known.
 pub(super) fn load(
     object: &[u8],
     kernel: &Kernel,
     tracepoints: &Tracepoints,
+    pid: Option<u32>,
 ) -> Result<Ebpf, ProbeError> {
+    let device_pieces = process::device_pieces(pid);
     EbpfLoader::new()
+        .map_max_entries(device::DEVICE_PIECES, device_pieces)
+        .override_global(device::DEVICE_ENTRIES, &device_pieces, true)
         .override_global(KERNEL_LAYOUT, &kernel.layout, true)
         .override_global(BLOCK_LAYOUT, &kernel.block.unwrap_or_default(), true)
         .override_global(SOCKET_LAYOUT, &kernel.sockets.unwrap_or_default(), true)

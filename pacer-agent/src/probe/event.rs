@@ -33,10 +33,26 @@ pub enum EventKind {
     DirtyLog {
         /// Which slot.
         slot: u32,
-        /// Pages set in it.
+        /// Pages set in it: those that vCPUs wrote.
         dirty_pages: u64,
+        /// Pages not set in it into which QEMU read for a device since it read
+        /// the log before. Without what QEMU copies there from buffers of its
+        /// own, which no system call shows.
+        device_pages: u64,
         /// Pages the slot has.
         total_pages: u64,
+    },
+    /// One part of the log that the next [`EventKind::DirtyLog`] is about: of
+    /// 1 GiB, or what is left of the slot. Slots of one part have none.
+    DirtyPart {
+        /// Which slot.
+        slot: u32,
+        /// First page of the part, within the slot.
+        first_page: u64,
+        /// As in [`EventKind::DirtyLog`].
+        dirty_pages: u64,
+        /// As in [`EventKind::DirtyLog`].
+        device_pages: u64,
     },
     /// QEMU cleared a part of a slot's dirty log: its pages' windows start here.
     LogCleared {
@@ -86,7 +102,14 @@ fn kind_of(event: &RawEvent) -> Option<EventKind> {
         raw::DIRTY_LOG => EventKind::DirtyLog {
             slot: subject,
             dirty_pages: a,
+            device_pages: c,
             total_pages: b,
+        },
+        raw::DIRTY_PART => EventKind::DirtyPart {
+            slot: subject,
+            first_page: b,
+            dirty_pages: a,
+            device_pages: c,
         },
         raw::LOG_CLEARED => EventKind::LogCleared {
             slot: subject,
@@ -114,11 +137,13 @@ mod tests {
             subject: 3,
             a: 12,
             b: 4096,
+            c: 5,
             ..RawEvent::default()
         };
         let log = EventKind::DirtyLog {
             slot: 3,
             dirty_pages: 12,
+            device_pages: 5,
             total_pages: 4096,
         };
         assert_eq!(kind_of(&event), Some(log));

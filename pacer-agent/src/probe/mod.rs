@@ -90,7 +90,7 @@ impl Probe {
     pub fn attach(pid: u32) -> Result<Self, ProbeError> {
         // Named before anything else is found wrong.
         process::thread_group(pid)?;
-        let mut probe = Self::wait()?;
+        let mut probe = Self::load(Some(pid))?;
         probe.observe(pid)?;
         Ok(probe)
     }
@@ -104,13 +104,17 @@ impl Probe {
     ///
     /// As [`Probe::attach`], but for the process.
     pub fn wait() -> Result<Self, ProbeError> {
+        Self::load(None)
+    }
+
+    fn load(pid: Option<u32>) -> Result<Self, ProbeError> {
         let object = object::EMBEDDED.ok_or(ProbeError::NotBuilt)?;
         attach::check_tracefs()?;
         // On before the programs run, so that no run goes uncounted.
         let stats = counters::enable_stats();
         let kernel = kernel::read()?;
         let tracepoints = tracepoints::read();
-        let mut ebpf = attach::load(object, &kernel, &tracepoints)?;
+        let mut ebpf = attach::load(object, &kernel, &tracepoints, pid)?;
         let ring = attach::take_ring(&mut ebpf)?;
         let logger = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "the programs' messages are not read"))

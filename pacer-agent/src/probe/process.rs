@@ -4,7 +4,10 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
+use pacer_common::device::{DEFAULT_PIECES, MAX_PIECES, MAX_RANGES};
+use pacer_common::dirty_log::PIECE_PAGES;
 use pacer_common::settings::PidNamespace;
+use pacer_common::slot::PAGE_SHIFT;
 
 use super::ProbeError;
 
@@ -33,6 +36,31 @@ pub(super) fn pid_namespace() -> PidNamespace {
     }
 }
 
+/// How many pieces of bitmap suffice for all memory that the process can have
+/// given to a guest. The default where it is not known which process, or its
+/// mappings may not be read.
+pub(super) fn device_pieces(pid: Option<u32>) -> u32 {
+    pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).ok())
+        .map_or(DEFAULT_PIECES, |maps| pieces_for(&maps))
+}
+
+/// For the mappings of at least a piece; smaller slots have a piece each.
+fn pieces_for(maps: &str) -> u32 {
+    let large: u64 = maps
+        .lines()
+        .filter_map(mapping_bytes)
+        .map(|bytes| bytes / (PIECE_PAGES << PAGE_SHIFT))
+        .sum();
+    let pieces = large.saturating_add(u64::from(MAX_RANGES));
+    u32::try_from(pieces).map_or(MAX_PIECES, |pieces| pieces.min(MAX_PIECES))
+}
+
+fn mapping_bytes(line: &str) -> Option<u64> {
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let address = |digits| u64::from_str_radix(digits, 16).ok();
+    address(end)?.checked_sub(address(start)?)
+}
+
 fn tgid_in(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     line.trim().parse().ok()
@@ -47,6 +75,16 @@ mod tests {
         assert_eq!(tgid_in("Name:\tqemu\nTgid:\t42\nPid:\t43\n"), Some(42));
         assert_eq!(tgid_in("Name:\tqemu\n"), None);
         assert_eq!(tgid_in("Tgid:\tx\n"), None);
+    }
+
+    #[test]
+    fn large_mappings_get_pieces() {
+        let maps = "7f0000000000-7f0040000000 rw-p 00000000 00:00 0 \n\
+                    7f1000000000-7f1000021000 rw-p 00000000 00:00 0 [heap]\n";
+        assert_eq!(pieces_for(maps), 8 + MAX_RANGES);
+        assert_eq!(pieces_for("nonsense\n"), MAX_RANGES);
+        let huge = "0-ffffffffffffffff rw-p\n0-ffffffffffffffff rw-p\n";
+        assert_eq!(pieces_for(huge), MAX_PIECES);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //!   cleared. QEMU clears in parts of up to 1 GiB just before it sends them, so
 //!   within one slot the parts' windows differ: the slot's is their mean,
 //!   weighted by pages, and the sample's is the same mean over the slots.
+//!   [`DirtyWindows::growth`] has the parts one by one.
 //! - Pages never cleared in a session that began with every page set are still
 //!   set, written or not: they are taken off the count and have no window.
 //! - Once the guest is being stopped for the switchover, windows end there: it
@@ -22,12 +23,15 @@
 //! - A kernel that clears a log by reading it (no CLEAR is ever seen) has
 //!   windows from read to read.
 
+mod slot;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Event, EventKind};
 use crate::pacing::sample::{DirtyWindow, Origin, Sample};
 use crate::pacing::time::Time;
+use slot::{Counts, PartCounts, Reading, Slot, Spans};
 
 /// How long the owner waits for the next dirty log of a burst before it calls
 /// [`DirtyWindows::flush`]. Within a burst logs follow each other by well under
@@ -40,17 +44,37 @@ const WHOLE_PERCENT: u64 = 90;
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
 
+/// What the last sync found in one part of the guest's memory: 1 GiB of a slot,
+/// or what is left of it. Parts that QEMU cleared early in the pass have long
+/// windows, those it came to late have short ones: how the dirty set grows
+/// within a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartWindow {
+    /// How long its window was: the mean over its pages, where they were not
+    /// cleared at once.
+    pub window: Duration,
+    /// Distinct pages of it that vCPUs wrote in that window.
+    pub dirty_pages: u64,
+    /// As in [`DirtyWindow::device_pages`].
+    pub device_pages: u64,
+    /// Pages it has.
+    pub pages: u64,
+}
+
 /// Turns the events of one process into samples of its dirty curve.
 #[derive(Debug, Default)]
 pub struct DirtyWindows {
     /// The slots whose pages are logged.
     slots: BTreeMap<u32, Slot>,
+    /// Parts of the log that is told of next, and of which slot.
+    parts: (u32, Vec<PartCounts>),
     burst: Burst,
     /// Whether this kernel clears logs apart from reading them.
     clears_apart: bool,
     /// Fewest pages that a burst over the whole guest can cover.
     min_pages: u64,
     pages_at_last_sync: Option<u64>,
+    growth: Vec<PartWindow>,
     /// When the guest was stopped, as far as its logging goes on since.
     stopped_at: Option<Time>,
 }
@@ -77,8 +101,28 @@ impl DirtyWindows {
             EventKind::DirtyLog {
                 slot,
                 dirty_pages,
+                device_pages,
                 total_pages,
-            } => self.on_log(slot, dirty_pages, total_pages, event.at),
+            } => {
+                let log = Counts {
+                    dirty_pages,
+                    device_pages,
+                };
+                self.on_log(slot, log, total_pages, event.at)
+            }
+            EventKind::DirtyPart {
+                slot,
+                first_page,
+                dirty_pages,
+                device_pages,
+            } => {
+                let counts = Counts {
+                    dirty_pages,
+                    device_pages,
+                };
+                self.on_part(slot, PartCounts { first_page, counts });
+                None
+            }
             EventKind::LogCleared {
                 slot,
                 first_page,
@@ -122,6 +166,13 @@ impl DirtyWindows {
         self.pages_at_last_sync
     }
 
+    /// What the last sync found in each part of the guest's memory whose window
+    /// is known, slot by slot. Empty before there was one.
+    #[must_use]
+    pub fn growth(&self) -> &[PartWindow] {
+        &self.growth
+    }
+
     fn on_registered(&mut self, slot: u32, pages: u64, logging: bool) {
         // Logging begins or ends with the migration: if that one failed, the
         // guest runs again, and no event says so.
@@ -140,15 +191,24 @@ impl DirtyWindows {
         }
     }
 
-    fn on_log(&mut self, id: u32, dirty_pages: u64, total_pages: u64, at: Time) -> Option<Sample> {
+    fn on_part(&mut self, slot: u32, part: PartCounts) {
+        if self.parts.0 != slot || part.first_page == 0 {
+            self.parts = (slot, Vec::new());
+        }
+        self.parts.1.push(part);
+    }
+
+    fn on_log(&mut self, id: u32, log: Counts, total_pages: u64, at: Time) -> Option<Sample> {
         let early = self.burst.seen.contains(&id).then(|| self.end_burst());
+        let (slot_of_parts, parts) = std::mem::take(&mut self.parts);
+        let parts = if slot_of_parts == id { &parts[..] } else { &[] };
         // A log that is read was switched on, even if that was not seen.
         let slot = self
             .slots
             .entry(id)
             .or_insert_with(|| Slot::new(total_pages));
         let end = self.stopped_at.map_or(at, |stopped_at| stopped_at.min(at));
-        let reading = slot.read(dirty_pages, end, self.clears_apart);
+        let reading = slot.read(log, parts, end, self.clears_apart);
         self.burst.add(id, total_pages, reading, at);
         let complete = self.slots.keys().all(|id| self.burst.seen.contains(id));
         // Not both: a burst of one slot completes with its first log.
@@ -166,10 +226,12 @@ impl DirtyWindows {
         if !whole || window.is_zero() {
             return None;
         }
-        self.pages_at_last_sync = Some(burst.dirty_pages);
+        self.pages_at_last_sync = Some(burst.counts.dirty_pages);
+        self.growth = burst.parts;
         Some(Sample::Dirty(DirtyWindow {
             window,
-            pages: burst.dirty_pages,
+            pages: burst.counts.dirty_pages,
+            device_pages: burst.counts.device_pages,
             origin: Origin::DirtyLog,
         }))
     }
@@ -181,8 +243,9 @@ struct Burst {
     seen: BTreeSet<u32>,
     /// Pages of the slots whose logs said something.
     told_pages: u64,
-    dirty_pages: u64,
+    counts: Counts,
     spans: Spans,
+    parts: Vec<PartWindow>,
     /// When the last log was read.
     last: Time,
 }
@@ -193,133 +256,17 @@ impl Burst {
         self.last = at;
         if let Some(reading) = reading {
             self.told_pages = self.told_pages.saturating_add(total_pages);
-            self.dirty_pages = self.dirty_pages.saturating_add(reading.dirty_pages);
+            self.counts.add(reading.counts);
             self.spans.add_all(&reading.spans);
+            self.parts.extend(reading.parts);
         }
-    }
-}
-
-/// What one log said: pages written, and the windows they were written in.
-#[derive(Debug)]
-struct Reading {
-    dirty_pages: u64,
-    spans: Spans,
-}
-
-/// Lengths of time, each weighted by the pages it holds for.
-#[derive(Clone, Copy, Debug, Default)]
-struct Spans {
-    pages: u64,
-    /// 2^64 ns times 2^64 pages fit.
-    page_nanos: u128,
-}
-
-impl Spans {
-    fn add(&mut self, pages: u64, span: Duration) {
-        let page_nanos = span.as_nanos().saturating_mul(u128::from(pages));
-        self.pages = self.pages.saturating_add(pages);
-        self.page_nanos = self.page_nanos.saturating_add(page_nanos);
-    }
-
-    fn add_all(&mut self, other: &Self) {
-        self.pages = self.pages.saturating_add(other.pages);
-        self.page_nanos = self.page_nanos.saturating_add(other.page_nanos);
-    }
-
-    /// `None` over no pages.
-    fn mean(&self) -> Option<Duration> {
-        let nanos = self.page_nanos.checked_div(u128::from(self.pages))?;
-        u64::try_from(nanos).ok().map(Duration::from_nanos)
-    }
-}
-
-/// A slot in its logging session.
-#[derive(Debug)]
-struct Slot {
-    pages: u64,
-    /// When the log was last read. `None`: not in this session.
-    last_read: Option<Time>,
-    /// The session's first log had every page set.
-    initially_set: bool,
-    /// Parts that were cleared, by their first page; they do not overlap.
-    cleared: BTreeMap<u64, Part>,
-}
-
-/// A part of a slot's log.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    /// The page after its last.
-    end: u64,
-    cleared_at: Time,
-}
-
-impl Slot {
-    const fn new(pages: u64) -> Self {
-        Self {
-            pages,
-            last_read: None,
-            initially_set: false,
-            cleared: BTreeMap::new(),
-        }
-    }
-
-    /// Takes a log with `dirty_pages` pages set, whose windows end at `end`.
-    /// `None` if it says nothing.
-    fn read(&mut self, dirty_pages: u64, end: Time, clears_apart: bool) -> Option<Reading> {
-        let Some(last_read) = self.last_read.replace(end) else {
-            self.initially_set = dirty_pages >= self.pages;
-            return None;
-        };
-        let mut spans = Spans::default();
-        if !clears_apart {
-            spans.add(self.pages, end.since(last_read));
-            return Some(Reading { dirty_pages, spans });
-        }
-        for (first, part) in &self.cleared {
-            spans.add(part.end - first, end.since(part.cleared_at));
-        }
-        if spans.pages == 0 {
-            return None;
-        }
-        let never_cleared = self.pages.saturating_sub(spans.pages);
-        let stale = if self.initially_set { never_cleared } else { 0 };
-        Some(Reading {
-            dirty_pages: dirty_pages.saturating_sub(stale),
-            spans,
-        })
-    }
-
-    /// The pages from `first` on were cleared: cuts them out of older parts.
-    fn clear(&mut self, first: u64, pages: u64, at: Time) {
-        let end = first.saturating_add(pages).min(self.pages);
-        if first >= end {
-            return;
-        }
-        let overlapping: Vec<(u64, Part)> = self
-            .cleared
-            .range(..end)
-            .filter(|(_, part)| part.end > first)
-            .map(|(&start, &part)| (start, part))
-            .collect();
-        for (start, part) in overlapping {
-            self.cleared.remove(&start);
-            if start < first {
-                self.cleared.insert(start, Part { end: first, ..part });
-            }
-            if part.end > end {
-                self.cleared.insert(end, part);
-            }
-        }
-        let part = Part {
-            end,
-            cleared_at: at,
-        };
-        self.cleared.insert(first, part);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pacer_common::dirty_log::PART_PAGES;
+
     use super::*;
 
     const MILLISECOND: u64 = 1_000_000;
@@ -344,6 +291,7 @@ mod tests {
         EventKind::DirtyLog {
             slot,
             dirty_pages,
+            device_pages: 0,
             total_pages,
         }
     }
@@ -360,6 +308,7 @@ mod tests {
         Some(Sample::Dirty(DirtyWindow {
             window: Duration::from_millis(milliseconds),
             pages,
+            device_pages: 0,
             origin: Origin::DirtyLog,
         }))
     }
@@ -530,28 +479,68 @@ mod tests {
     }
 
     #[test]
-    fn clears_cut_older_parts() {
-        let mut slot = Slot::new(100);
-        let time = Time::from_nanos;
-        slot.clear(0, 100, time(1));
-        slot.clear(20, 10, time(2));
-        slot.clear(25, 50, time(3));
-        slot.clear(90, 1000, time(4));
-        slot.clear(200, 5, time(5));
-        let parts: Vec<_> = slot
-            .cleared
+    fn pages_of_devices_stand_beside_those_of_vcpus() {
+        let mut windows = DirtyWindows::new();
+        let log = |slot, dirty_pages, device_pages| EventKind::DirtyLog {
+            slot,
+            dirty_pages,
+            device_pages,
+            total_pages: 1000,
+        };
+        let script = [
+            (0, register(0, 1000)),
+            (0, register(1, 1000)),
+            (0, log(0, 1000, 0)),
+            (0, log(1, 1000, 7)),
+            (0, clear(0, 0, 1000)),
+            (50, clear(1, 0, 1000)),
+            (100, log(0, 50, 20)),
+            (100, log(1, 5, 3)),
+        ];
+        let expected = DirtyWindow {
+            window: Duration::from_millis(75),
+            pages: 55,
+            device_pages: 23,
+            origin: Origin::DirtyLog,
+        };
+        check(&mut windows, &script, &[Some(Sample::Dirty(expected))]);
+        let part = |milliseconds, dirty_pages, device_pages| PartWindow {
+            window: Duration::from_millis(milliseconds),
+            dirty_pages,
+            device_pages,
+            pages: 1000,
+        };
+        assert_eq!(windows.growth(), [part(100, 50, 20), part(50, 5, 3)]);
+    }
+
+    #[test]
+    fn parts_belong_to_the_log_that_follows() {
+        const PAGES: u64 = PART_PAGES + 100;
+        let mut windows = DirtyWindows::new();
+        let part = |slot, first_page, dirty_pages| EventKind::DirtyPart {
+            slot,
+            first_page,
+            dirty_pages,
+            device_pages: 0,
+        };
+        let script = [
+            (0, register(0, PAGES)),
+            (0, log(0, PAGES, PAGES)),
+            (0, clear(0, 0, PART_PAGES)),
+            (40, clear(0, PART_PAGES, 100)),
+            // Of a log whose end was not told.
+            (90, part(0, 0, 9)),
+            (100, part(0, 0, 30)),
+            (100, part(0, PART_PAGES, 4)),
+            (100, log(0, 34, PAGES)),
+        ];
+        let samples = script.map(|(time, kind)| windows.handle_event(&at(time, kind)));
+        assert_eq!(samples.iter().flatten().count(), 1);
+        let growth: Vec<_> = windows
+            .growth()
             .iter()
-            .map(|(&first, part)| (first, part.end, part.cleared_at.as_nanos()))
+            .map(|part| (part.window.as_millis(), part.dirty_pages, part.pages))
             .collect();
-        assert_eq!(
-            parts,
-            [
-                (0, 20, 1),
-                (20, 25, 2),
-                (25, 75, 3),
-                (75, 90, 1),
-                (90, 100, 4)
-            ]
-        );
+        assert_eq!(growth, [(100, 30, PART_PAGES), (60, 4, 100)]);
     }
 }

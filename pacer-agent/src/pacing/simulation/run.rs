@@ -189,6 +189,7 @@ impl Model<'_> {
         let window = DirtyWindow {
             window: to_duration(window),
             pages: to_u64(pages.round()),
+            device_pages: 0,
             origin: if self.scenario.sight == Sight::Qmp {
                 Origin::Qemu
             } else {

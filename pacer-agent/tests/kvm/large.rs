@@ -1,0 +1,95 @@
+//! A slot of several GiB, whose log is told of in parts.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use pacer_agent::probe::EventKind;
+
+use super::{LOG_DIRTY_PAGES, PAGE_BYTES, Vm, dirty_log, vm_of};
+use crate::{alone, attach, kinds};
+
+const PART_PAGES: u64 = 1 << 18;
+/// Three parts and a bit. Nobody touches that memory: it costs nothing.
+const PAGES: u64 = 3 * PART_PAGES + 77;
+/// What the walk over the log of a GiB may cost.
+const NS_PER_GIB: u64 = 10_000;
+
+fn part(number: u64, dirty_pages: u64) -> EventKind {
+    EventKind::DirtyPart {
+        slot: 1,
+        first_page: number * PART_PAGES,
+        dirty_pages,
+        device_pages: 0,
+    }
+}
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn large_slots_are_told_of_in_parts() {
+    let _alone = alone();
+    let Some(mut vm) = vm_of(PAGES) else { return };
+    let mut probe = attach();
+    vm.register(1, LOG_DIRTY_PAGES, 0, PAGES);
+    vm.clear_log(1, PART_PAGES, 64);
+    vm.clear_log(1, 2 * PART_PAGES, PART_PAGES + 77);
+    kinds(&mut probe);
+    assert_eq!(vm.read_log(1), 0);
+    let expected = [
+        part(0, PART_PAGES),
+        part(1, PART_PAGES - 64),
+        part(2, 0),
+        part(3, 0),
+        dirty_log(1, 2 * PART_PAGES - 64, PAGES),
+    ];
+    assert_eq!(kinds(&mut probe), expected);
+}
+
+/// The quietest of several, as the machine may be busy with other things.
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn a_log_costs_little_to_count() {
+    const TRIES: u32 = 400;
+    let _alone = alone();
+    let Some(mut vm) = vm_of(PAGES) else { return };
+    let mut probe = attach();
+    vm.register(1, LOG_DIRTY_PAGES, 0, PAGES);
+    if probe.counters().run_ns.is_none() {
+        eprintln!("skipped: the kernel does not count run times");
+        return;
+    }
+    let mut cheapest = [u64::MAX; 2];
+    for at in 0..TRIES {
+        let with_reads = at % 2 == 1;
+        if with_reads {
+            read_all_over(&vm);
+        }
+        let spent = probe.counters().run_ns.expect("counted before");
+        assert_eq!(vm.read_log(1), 0);
+        let now = probe.counters().run_ns.expect("counted before");
+        let cheapest = &mut cheapest[usize::from(with_reads)];
+        *cheapest = (*cheapest).min(now - spent);
+        kinds(&mut probe);
+    }
+    let per_gib = cheapest.map(|ns| ns / (PAGES / PART_PAGES));
+    eprintln!(
+        "{} ns per GiB, {} with what devices read",
+        per_gib[0], per_gib[1]
+    );
+    assert!(per_gib.iter().all(|&ns| ns <= NS_PER_GIB), "{per_gib:?}");
+}
+
+/// A byte into each of 330 pages, evenly over the memory: 110 a GiB, as a guest
+/// that reads 43 MB/s from a disk has in 50 ms.
+fn read_all_over(vm: &Vm) {
+    let step = usize::try_from(PAGES / 330).expect("fits") * PAGE_BYTES;
+    let vectors: Vec<_> = (0..330)
+        .map(|at| libc::iovec {
+            iov_base: vm.memory.wrapping_byte_add(at * step),
+            iov_len: 1,
+        })
+        .collect();
+    let zeroes = File::open("/dev/zero").expect("it is there");
+    // SAFETY: the vectors lie within the machine's memory.
+    let bytes = unsafe { libc::preadv(zeroes.as_raw_fd(), vectors.as_ptr(), 330, 0) };
+    assert_eq!(bytes, 330);
+}

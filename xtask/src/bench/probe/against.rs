@@ -1,0 +1,224 @@
+//! The same counted by bpftrace: what its programs cost beside ours.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use pacer_tests::bpftrace::{Bpftrace, RunStatistics};
+use pacer_tests::disk::DiskAio;
+use pacer_tests::image_bench::ImageBench;
+use serde_json::{Value, json};
+
+use super::image::{Image, Place, observed};
+use super::{Bencher, aio_name, errors};
+use crate::bench::target::{Limit, Part};
+
+const ROW: &str = "bpftrace";
+const TIMEOUT: Duration = Duration::from_secs(120);
+const DEPTH: u32 = 16;
+const WRITES: u32 = 30_000;
+
+/// Who counts.
+#[derive(Clone, Copy)]
+enum Watcher {
+    Pacer,
+    /// bpftrace: [`writes`].
+    Writes,
+    /// bpftrace: [`hits`].
+    Hits,
+}
+
+impl Watcher {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Pacer => "pacer",
+            Self::Writes => "writes",
+            Self::Hits => "hits",
+        }
+    }
+}
+
+/// What the probe is attached to for an image's sake.
+const TRACEPOINTS: [&str; 12] = [
+    "syscalls:sys_exit_ioctl",
+    "syscalls:sys_exit_pwrite64",
+    "syscalls:sys_exit_pwritev",
+    "syscalls:sys_exit_pwritev2",
+    "syscalls:sys_exit_pread64",
+    "syscalls:sys_exit_preadv",
+    "syscalls:sys_exit_preadv2",
+    "syscalls:sys_exit_io_submit",
+    "syscalls:sys_exit_fallocate",
+    "syscalls:sys_exit_read",
+    "io_uring:io_uring_submit_req",
+    "io_uring:io_uring_complete",
+];
+
+/// A script for bpftrace, and how many probes it attaches.
+pub(super) struct Script {
+    pub(super) text: String,
+    pub(super) probes: usize,
+}
+
+/// Counts the hits of each tracepoint by one process, and nothing else.
+pub(super) fn hits(pid: u32) -> Script {
+    let probes: Vec<String> = TRACEPOINTS
+        .iter()
+        .map(|name| format!("tracepoint:{name}"))
+        .collect();
+    let text = format!(
+        "{} /pid == {pid}/ {{ @[probe] = count(); }}",
+        probes.join(",")
+    );
+    Script {
+        text,
+        probes: probes.len(),
+    }
+}
+
+/// Counts what the probe does, as far as bpftrace can: writes and their bytes by
+/// file (of io_uring, whose tracepoints do not tell the file, by process). It
+/// sees a call's arguments at the call's start alone.
+fn writes(pid: u32) -> Script {
+    let mut text = String::new();
+    let calls = ["pwrite64", "pwritev", "pwritev2"];
+    for call in calls {
+        text += &format!(
+            "tracepoint:syscalls:sys_enter_{call} /pid == {pid}/ {{ @fd[tid] = args->fd; }}
+             tracepoint:syscalls:sys_exit_{call} /pid == {pid}/ {{
+                 if (args->ret > 0) {{
+                     @writes[@fd[tid]] = count(); @bytes[@fd[tid]] = sum(args->ret);
+                 }}
+                 delete(@fd[tid]);
+             }}
+             "
+        );
+    }
+    // Of an iocb: opcode at 16 (1 is a write), file at 20, bytes at 32.
+    text += &format!(
+        "tracepoint:syscalls:sys_enter_io_submit /pid == {pid}/ {{
+             $list = (uint64)args->iocbpp; $count = (uint64)args->nr; $i = 0;
+             while ($i < {DEPTH}) {{
+                 if ($i >= $count) {{ break; }}
+                 $iocb = *(uint64 *)($list + (uint64)$i * 8);
+                 if (*(uint16 *)($iocb + 16) == 1) {{
+                     $fd = *(uint32 *)($iocb + 20);
+                     @writes[$fd] = count(); @bytes[$fd] = sum(*(uint64 *)($iocb + 32));
+                 }}
+                 $i++;
+             }}
+         }}
+         "
+    );
+    // 23 writes, 2 writes a vector.
+    text += &format!(
+        "tracepoint:io_uring:io_uring_submit_req /pid == {pid}/ {{
+             if (args->opcode == 23 || args->opcode == 2) {{ @request[args->req] = 1; }}
+         }}
+         tracepoint:io_uring:io_uring_complete /@request[args->req] == 1/ {{
+             @writes[0] = count(); @bytes[0] = sum(args->res); delete(@request[args->req]);
+         }}"
+    );
+    Script {
+        text,
+        probes: 2 * calls.len() + 3,
+    }
+}
+
+pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
+    let repeats = bencher.plan.repeats(8, 2);
+    let mut parts = Vec::new();
+    for aio in DiskAio::ALL {
+        let mut runs = Vec::new();
+        for index in 0..repeats {
+            let mut order = [Watcher::Pacer, Watcher::Writes, Watcher::Hits];
+            bencher.rng(aio.name(), index).shuffle(&mut order);
+            let parameters = json!({
+                "aio": aio.name(), "depth": DEPTH, "writes": WRITES,
+                "order": order.map(Watcher::name),
+            });
+            let pacer = bencher.plan.pacer.clone();
+            runs.push(
+                bencher
+                    .records
+                    .run(ROW, index, &parameters, || each(&pacer, aio, &order))?,
+            );
+        }
+        parts.extend(figures(&runs, aio));
+    }
+    parts.append(&mut bencher.against_bpftrace);
+    Ok(parts)
+}
+
+/// The same writes with each of them, one after the other.
+fn each(pacer: &Path, aio: DiskAio, order: &[Watcher]) -> Result<Value> {
+    let image = Image::create(Place::Memory)?;
+    // Once without anybody: what comes first would find other caches.
+    let bench = ImageBench::new(image.path(), aio, DEPTH, WRITES);
+    let seconds = bench.run(TIMEOUT)?.as_secs_f64();
+    let mut figures = json!({"seconds": seconds});
+    for watcher in order {
+        let figure = match watcher {
+            Watcher::Pacer => observed(pacer, &image, (aio, DEPTH, WRITES))?,
+            Watcher::Writes => traced(&bench, writes)?,
+            Watcher::Hits => traced(&bench, hits)?,
+        };
+        figures[format!("{}_ns", watcher.name())] = figure["ns_per_write"].clone();
+        figures[watcher.name()] = figure;
+    }
+    let ns = |watcher: Watcher| figures[watcher.name()]["ns_per_write"].as_f64();
+    let pacer_ns = ns(Watcher::Pacer).context("no cost")?;
+    let ratio = |watcher| Some(pacer_ns / ns(watcher).filter(|&ns| ns > 0.0)?);
+    let [to_writes, to_hits] = [Watcher::Writes, Watcher::Hits].map(ratio);
+    figures["to_writes"] = json!(to_writes);
+    figures["to_hits"] = json!(to_hits);
+    Ok(figures)
+}
+
+fn traced(bench: &ImageBench, script: fn(u32) -> Script) -> Result<Value> {
+    let _statistics = RunStatistics::enable()?;
+    let ready = bench.ready()?;
+    let script = script(ready.pid());
+    let bpftrace = Bpftrace::start(&script.text, script.probes)?;
+    let before = bpftrace.cost();
+    let seconds = ready.run(TIMEOUT)?.as_secs_f64();
+    let after = bpftrace.cost();
+    let run_ns = u32::try_from(after.run_ns - before.run_ns)?;
+    let printed = bpftrace.stop()?;
+    Ok(json!({
+        "seconds": seconds,
+        "run_ns": run_ns,
+        "run_count": after.run_count - before.run_count,
+        "ns_per_write": f64::from(run_ns) / f64::from(bench.writes),
+        "printed": printed.trim(),
+    }))
+}
+
+fn figures(runs: &[Value], aio: DiskAio) -> Vec<Part> {
+    let what = format!("per write, {}", aio_name(aio));
+    if let Some(part) = errors(runs, &what) {
+        return vec![part];
+    }
+    let of = |name| Bencher::figures(runs, name);
+    let ratio = "pacer's cost by that of bpftrace counting";
+    vec![
+        Part::median(
+            format!("{ratio} writes and bytes by file, {what}"),
+            &of("to_writes"),
+            "",
+        )
+        .limit(Limit::Below(1.0)),
+        Part::median(
+            format!("{ratio} no more than hits, {what}"),
+            &of("to_hits"),
+            "",
+        ),
+        Part::median(format!("pacer, {what}"), &of("pacer_ns"), "ns"),
+        Part::median(
+            format!("bpftrace, writes and bytes, {what}"),
+            &of("writes_ns"),
+            "ns",
+        ),
+        Part::median(format!("bpftrace, hits, {what}"), &of("hits_ns"), "ns"),
+    ]
+}
