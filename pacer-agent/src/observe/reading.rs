@@ -1,18 +1,19 @@
 //! Reads everything that a line is made from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use procfs::net::TcpNetEntry;
 use procfs::process::Process;
 
-use super::images::{Images, device_name};
+use super::images::Images;
 use super::rights;
-use super::state::{Reading, State};
+use super::state::{Ends, Ports, Reading, State};
+use super::underlying::Underlying;
 use crate::clock;
 use crate::probe::Probe;
-use crate::probe::activity::{Activity, DeviceId};
+use crate::probe::activity::Activity;
 
 /// There is no such process.
 const ESRCH: i32 = 3;
@@ -25,27 +26,33 @@ const MOST_CHARS: usize = 800;
 pub(super) struct Reader {
     pid: u32,
     images: Images<OwnedFd>,
-    device_names: BTreeMap<DeviceId, String>,
+    underlying: Underlying,
     /// What is wrong with QEMU's measurements.
     pub(super) qemu_warning: Option<String>,
 }
 
 impl Reader {
-    pub(super) const fn new(pid: u32, pidfd: OwnedFd) -> Self {
+    pub(super) fn new(pid: u32, pidfd: OwnedFd) -> Self {
         Self {
             pid,
             images: Images::new(pid, pidfd),
-            device_names: BTreeMap::new(),
+            underlying: Underlying::default(),
             qemu_warning: None,
         }
     }
 
     /// What is to be told now.
     pub(super) fn read(&mut self, probe: &mut Probe, state: &State) -> Reading {
+        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
+        let images = self.images.open();
+        match &images {
+            Ok(images) => self.underlying.watch(probe, images),
+            Err(error) => warnings.extend(explain(error)),
+        }
+        warnings.extend(self.underlying.warnings());
         let at = clock::now();
         let activity = probe.activity();
         let counters = probe.counters();
-        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
         if counters.run_ns.is_none() {
             warnings.push(
                 "what the probe costs: the kernel does not count it (as root, or once \
@@ -53,17 +60,13 @@ impl Reader {
                     .to_owned(),
             );
         }
-        let images = self.images.open();
-        if let Err(error) = &images {
-            warnings.extend(explain(error));
-        }
         warnings.extend(self.qemu_warning.clone());
-        self.name_devices(&activity);
         Reading {
             at,
             wall: clock::wall(),
             connections: self.connections(&activity, state),
-            device_names: self.device_names.clone(),
+            block_devices: self.underlying.block_devices(),
+            device_names: self.underlying.names().clone(),
             cost: probe.cost(),
             activity,
             counters,
@@ -72,23 +75,8 @@ impl Reader {
         }
     }
 
-    fn name_devices(&mut self, activity: &Activity) {
-        let ids: BTreeSet<DeviceId> = activity.devices.iter().map(|device| device.id).collect();
-        for id in ids {
-            if !self.device_names.contains_key(&id)
-                && let Some(name) = device_name(id)
-            {
-                self.device_names.insert(id, name);
-            }
-        }
-    }
-
     /// The ends of the connections that are new.
-    fn connections(
-        &self,
-        activity: &Activity,
-        state: &State,
-    ) -> BTreeMap<(u16, u16), (String, String)> {
+    fn connections(&self, activity: &Activity, state: &State) -> BTreeMap<Ports, Ends> {
         let is_new = |socket| !state.knows_connection(socket);
         if !activity.sockets.iter().any(is_new) {
             return BTreeMap::new();
@@ -101,7 +89,7 @@ impl Reader {
     }
 }
 
-fn ends(entry: TcpNetEntry) -> ((u16, u16), (String, String)) {
+fn ends(entry: TcpNetEntry) -> (Ports, Ends) {
     let (local, peer) = (entry.local_address, entry.remote_address);
     let ports = (local.port(), peer.port());
     (ports, (local.to_string(), peer.to_string()))
