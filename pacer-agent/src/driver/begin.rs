@@ -130,7 +130,10 @@ impl Driver {
                 }
                 tracing::info!(pid = qemu.pid, "eBPF probe attached");
                 self.probe = Some(probe);
-                self.record.attached(qemu.pid, clock::now());
+                let now = clock::now();
+                self.record.attached(qemu.pid, now);
+                // Now, and not in the loop: block devices are attached to.
+                self.record.show_probe(&mut self.probe, now);
             }
             Err(error) => self.go_on_without_probe(error),
         }

@@ -82,6 +82,10 @@ impl RamState {
         let totals = self.totals.entry(word(window.origin)).or_default();
         totals.syncs += 1;
         totals.pages = totals.pages.saturating_add(window.pages);
+        if let Some(pages) = device_pages(&window) {
+            let sum = totals.device_pages.unwrap_or(0);
+            totals.device_pages = Some(sum.saturating_add(pages));
+        }
         self.new.push((at, window));
     }
 
@@ -142,7 +146,7 @@ fn sync(at: Time, window: &DirtyWindow, started: Time, total_pages: Option<u64>)
         at_seconds: at.since(started).as_secs_f64(),
         window_seconds: window.window.as_secs_f64(),
         pages: window.pages,
-        device_pages: None,
+        device_pages: device_pages(window),
         total_pages,
         origin: word(window.origin),
     }
@@ -152,11 +156,16 @@ fn dirty_rate(at: Time, window: &DirtyWindow, now: Time) -> DirtyRate {
     let window_seconds = window.window.as_secs_f64();
     DirtyRate {
         window_seconds,
-        pages: window.pages,
-        pages_per_second: to_f64(window.pages) / window_seconds,
+        pages: window.all_pages(),
+        pages_per_second: to_f64(window.all_pages()) / window_seconds,
         age_seconds: now.since(at).as_secs_f64(),
         origin: word(window.origin),
     }
+}
+
+/// Pages that only devices wrote, where they are told apart.
+fn device_pages(window: &DirtyWindow) -> Option<u64> {
+    (window.origin == Origin::DirtyLog).then_some(window.device_pages)
 }
 
 /// The word for where a figure comes from.
@@ -205,6 +214,7 @@ mod tests {
         DirtyWindow {
             window: Duration::from_millis(milliseconds),
             pages,
+            device_pages: 0,
             origin,
         }
     }
@@ -272,12 +282,34 @@ mod tests {
     }
 
     #[test]
+    fn what_devices_wrote_is_told_apart_where_it_can_be() {
+        let mut ram = RamState::default();
+        let seen = DirtyWindow {
+            device_pages: 3,
+            ..window(100, 7, Origin::DirtyLog)
+        };
+        ram.handle_window(seen, at(1));
+        ram.handle_window(seen, at(101));
+        ram.handle_window(window(1000, 9, Origin::PageSampling), at(1000));
+        let line = ram.line(at(0), at(1000));
+        assert_eq!(line.syncs[0].pages, 7);
+        assert_eq!(line.syncs[0].device_pages, Some(3));
+        assert_eq!(line.syncs[2].device_pages, None);
+        assert_eq!(line.dirty_rates[0].pages, 10, "of whatever writer");
+        let totals = line.totals["dirty-log"];
+        assert_eq!((totals.syncs, totals.pages), (2, 14));
+        assert_eq!(totals.device_pages, Some(6));
+        assert_eq!(line.totals["page-sampling"].device_pages, None);
+    }
+
+    #[test]
     fn slots_that_are_logged_are_the_total() {
         let mut ram = RamState::default();
         let event = |kind| Event { at: at(1), kind };
         let log = |slot, total_pages| EventKind::DirtyLog {
             slot,
             dirty_pages: 1,
+            device_pages: 0,
             total_pages,
         };
         ram.handle_event(&event(log(0, 1000)));
