@@ -14,4 +14,5 @@ pub mod file;
 pub mod kernel;
 pub mod settings;
 pub mod slot;
+pub mod store;
 pub mod uring;
