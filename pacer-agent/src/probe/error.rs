@@ -20,6 +20,9 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
+    /// The probe still waits for its process.
+    #[error("no process is observed yet")]
+    NotObserving,
     /// The binary carries no programs.
     #[error("this binary was built without eBPF; `cargo xtask build` builds it with eBPF")]
     NotBuilt,
