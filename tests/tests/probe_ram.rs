@@ -100,6 +100,7 @@ fn pages_that_a_tcg_guest_writes_are_counted_exactly() -> Result<()> {
         fill_mib: 24,
         working_set_pages: WORKING_SET_PAGES,
         pages_per_second: 0,
+        ..BareGuest::PLAIN
     };
     let vm = start(Guest::Bare(bare), Accel::Tcg)?;
     vm.wait_started(TIMEOUT)?;
