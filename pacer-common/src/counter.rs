@@ -22,5 +22,8 @@ pub const READ_TO_RAM_BYTES: u32 = 6;
 /// Slot of: bytes read to other addresses.
 pub const READ_ELSEWHERE_BYTES: u32 = 7;
 
+/// Slot of: memory slots of which only a lower bound of their size is known.
+pub const INFERRED_SLOTS: u32 = 16;
+
 /// How many counters there are.
-pub const COUNT: u32 = 8;
+pub const COUNT: u32 = 24;
