@@ -3,11 +3,13 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::Global;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use pacer_common::counter;
 use pacer_common::device::{GROUP_WORDS, NO_PIECE};
 use pacer_common::dirty_log::{
-    PART_PAGES, PART_PIECES, PIECE_BYTES, PIECE_PAGES, PIECE_WORDS, bitmap_bytes, pieces,
+    DEFAULT_RUN_PIECES, PART_PAGES, PART_PIECES, PIECE_BYTES, PIECE_PAGES, PIECE_WORDS,
+    bitmap_bytes, pieces,
 };
 use pacer_common::event::{DIRTY_PART, RawEvent};
 
@@ -15,8 +17,15 @@ use crate::atomic;
 use crate::maps::{DEVICE_PIECES, PIECE};
 use crate::report::{count, report};
 
-/// Most pieces of one bitmap: a slot of 1 TiB. `bpf_loop` allows 2^23.
-const MAX_PIECES: u64 = 8192;
+/// Set by the loader.
+#[unsafe(no_mangle)]
+static RUN_PIECES: Global<u32> = Global::new(DEFAULT_RUN_PIECES);
+
+/// Pages that one run counts.
+#[inline(always)]
+pub(crate) fn run_pages() -> u64 {
+    u64::from(RUN_PIECES.load()) * PIECE_PAGES
+}
 
 /// An address that is not a process'.
 const NOWHERE: *const c_void = usize::MAX as *const c_void;
@@ -32,13 +41,21 @@ pub(crate) struct Log {
     pub(crate) device_piece: u32,
 }
 
+/// What one run has counted.
+pub(crate) struct Counted {
+    /// Pages of the slot, from the first on, that it went through.
+    pub(crate) pages: u64,
+    pub(crate) dirty: u64,
+    pub(crate) device_only: u64,
+}
+
 /// Pages.
 #[derive(Clone, Copy)]
-pub(crate) struct Counts {
+struct Counts {
     /// Set in the log.
-    pub(crate) dirty: u64,
+    dirty: u64,
     /// Written by devices, and not set in the log.
-    pub(crate) device_only: u64,
+    device_only: u64,
 }
 
 const NONE: Counts = Counts {
@@ -59,11 +76,16 @@ struct Walk {
     failed: u32,
 }
 
-/// Counts what is in `log`, and reports its parts if it has several. `None`,
-/// and counted, where it cannot be read or is over 1 TiB.
+/// Counts what is in `log` as far as one run goes, and reports its parts if it
+/// has several. `None`, and counted, where it cannot be read.
 #[inline(always)]
-pub(crate) fn count_pages(log: &Log) -> Option<Counts> {
-    let bytes = bitmap_bytes(log.pages);
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the caller has cut it to what one run counts"
+)]
+pub(crate) fn count_pages(log: &Log) -> Option<Counted> {
+    let pages = log.pages.min(run_pages());
+    let bytes = bitmap_bytes(pages);
     let mut walk = Walk {
         address: log.address,
         bytes,
@@ -74,16 +96,11 @@ pub(crate) fn count_pages(log: &Log) -> Option<Counts> {
         in_parts: u32::from(log.pages > PART_PAGES),
         failed: 0,
     };
-    let pieces = pieces(bytes);
-    if pieces > MAX_PIECES {
-        count(counter::UNREADABLE);
-        return None;
-    }
     // SAFETY: the callback has the form the helper wants, and `walk` outlives
     // the call.
     unsafe {
         bpf_loop(
-            pieces as u32,
+            pieces(bytes) as u32,
             count_piece as *mut c_void,
             (&raw mut walk).cast(),
             0,
@@ -93,7 +110,11 @@ pub(crate) fn count_pages(log: &Log) -> Option<Counts> {
         count(counter::UNREADABLE);
         return None;
     }
-    Some(walk.total)
+    Some(Counted {
+        pages,
+        dirty: walk.total.dirty,
+        device_only: walk.total.device_only,
+    })
 }
 
 /// Adds up one piece; not 0 ends the walk.
@@ -212,6 +233,10 @@ fn take_device_only(device_piece: u32) -> u64 {
 }
 
 /// Takes out the first group that is left.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a piece's number is below the map's size"
+)]
 unsafe extern "C" fn take_group(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `take_device_only` passes its `Groups`, and nothing else uses it
     // now.

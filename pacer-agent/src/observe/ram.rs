@@ -172,6 +172,8 @@ fn device_pages(window: &DirtyWindow) -> Option<u64> {
 #[must_use]
 pub const fn word(origin: Origin) -> &'static str {
     match origin {
+        Origin::DirtyLogPart => "dirty-log-part",
+        Origin::DirtyRing => "dirty-ring",
         Origin::StoreHelper => "store-helper",
         Origin::DirtyLog => "dirty-log",
         Origin::Qemu => "qemu",
@@ -312,6 +314,7 @@ mod tests {
             dirty_pages: 1,
             device_pages: 0,
             total_pages,
+            inferred: false,
         };
         ram.handle_event(&event(log(0, 1000)));
         ram.handle_event(&event(log(1, 24)));
