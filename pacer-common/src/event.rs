@@ -31,6 +31,12 @@ pub const MIGRATION_STATE: u32 = 6;
 /// c: further pages that devices wrote since the log was read before.
 pub const DIRTY_PART: u32 = 16;
 
+/// The distinct pages that a guest under TCG stored to between two syncs; told
+/// after the [`BITMAP_SYNC`] that ends that time, while the store helpers are
+/// watched. a: pages; b: stores that found no room, so that there are more
+/// pages; c: which time of watching.
+pub const STORES_COUNTED: u32 = 20;
+
 /// One event. What `subject`, `a`, `b` and `c` mean depends on `kind`; what a
 /// kind does not use is 0.
 #[repr(C)]

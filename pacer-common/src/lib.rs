@@ -16,5 +16,6 @@ pub mod kernel;
 pub mod settings;
 pub mod slot;
 pub mod socket;
+pub mod store;
 pub mod tracepoint;
 pub mod uring;

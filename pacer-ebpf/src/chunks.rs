@@ -1,6 +1,7 @@
 //! How often each chunk of a file is written.
 
 use core::ffi::c_void;
+use core::ptr;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_loop;
@@ -136,11 +137,10 @@ fn evict(chunk: &Chunk) {
 /// Adds `change` to the chunks of a class.
 #[inline(always)]
 fn count_chunk(counts: *mut FileCounts, class: u64, change: i64) {
-    // The compiler proves that `chunk::class_of` stays below the bound and
-    // leaves the test out; the verifier cannot follow that proof ("math between
-    // map_value pointer and register with unbounded min value").
-    // SAFETY: a local.
-    let class = unsafe { core::ptr::read_volatile(&raw const class) };
+    // The compiler knows that a class is in range and would leave the check out;
+    // the verifier does not know it and wants to see the check.
+    // SAFETY: a reference is valid to read.
+    let class = unsafe { ptr::read_volatile(&class) };
     if let Ok(class) = usize::try_from(class)
         && class < CLASSES
     {

@@ -16,6 +16,7 @@ mod dirty_log;
 mod fallocate_exit;
 mod file;
 mod filter;
+mod guest_store;
 mod io_submit_exit;
 mod io_uring_complete;
 mod io_uring_submit;

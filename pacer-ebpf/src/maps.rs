@@ -13,6 +13,7 @@ use pacer_common::event::RING_BYTES;
 use pacer_common::file::{FileCounts, FileKey, MAX_FILES};
 use pacer_common::slot::{MAX_SLOTS, Slot};
 use pacer_common::socket::{MAX_SOCKETS, SocketKey};
+use pacer_common::store::{MAX_STORES, StoreCounts};
 use pacer_common::uring::{MAX_REQUESTS, Request};
 
 #[map]
@@ -44,6 +45,17 @@ pub(crate) static FILES: PerCpuHashMap<FileKey, FileCounts> =
 
 #[map]
 pub(crate) static CHUNKS: Array<ChunkSet> = Array::with_max_entries(SETS, 0);
+
+// Taken as pages come: only a guest under TCG has any.
+#[map]
+pub(crate) static STORES: HashMap<u64, u64> =
+    HashMap::with_max_entries(MAX_STORES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static STORE_COUNTS: Array<StoreCounts> = Array::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static STORES_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(MAX_REQUESTS, 0);

@@ -172,6 +172,7 @@ fn device_pages(window: &DirtyWindow) -> Option<u64> {
 #[must_use]
 pub const fn word(origin: Origin) -> &'static str {
     match origin {
+        Origin::StoreHelper => "store-helper",
         Origin::DirtyLog => "dirty-log",
         Origin::Qemu => "qemu",
         Origin::PageSampling => "page-sampling",

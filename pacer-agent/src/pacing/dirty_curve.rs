@@ -286,6 +286,7 @@ fn intervals() -> impl Iterator<Item = f64> {
 const fn trust(origin: Origin) -> f64 {
     match origin {
         Origin::DirtyLog => 1.0,
+        Origin::StoreHelper => 0.9,
         Origin::Qemu => 0.7,
         Origin::Stream => 0.5,
         Origin::PageSampling => 0.2,

@@ -1,6 +1,7 @@
 //! What the programs have counted since the attach, read on a tick: plain data.
 //! Totals never fall; whoever wants a rate takes the difference of two.
 
+use std::fmt;
 use std::time::Duration;
 
 use pacer_common::socket;
@@ -209,6 +210,17 @@ impl SocketFamily {
             socket::IP4 => Self::Ip4,
             socket::IP6 => Self::Ip6,
             other => Self::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for SocketFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix => f.write_str("unix"),
+            Self::Ip4 => f.write_str("ip4"),
+            Self::Ip6 => f.write_str("ip6"),
+            Self::Other(number) => write!(f, "family {number}"),
         }
     }
 }

@@ -67,6 +67,18 @@ pub enum EventKind {
     GuestStopping,
     /// QEMU begins to gather the dirty pages from KVM or TCG.
     BitmapSync,
+    /// The pages that a guest under TCG stored to since the sync before: told
+    /// with [`EventKind::BitmapSync`] while [`super::Probe::watch_stores`] is on.
+    StoresCounted {
+        /// Distinct pages; of the guest's own address space, so that a page
+        /// counts twice that has two addresses there.
+        pages: u64,
+        /// Stores to pages that found no room in the kernel's map: there were
+        /// up to as many pages more.
+        overflow: u64,
+        /// Which time of watching: the first count of each began before it.
+        watching: u32,
+    },
     /// The migration's state is changing, as this QEMU numbers its
     /// `MigrationStatus`.
     MigrationState {
@@ -118,6 +130,11 @@ fn kind_of(event: &RawEvent) -> Option<EventKind> {
         },
         raw::GUEST_STOPPING => EventKind::GuestStopping,
         raw::BITMAP_SYNC => EventKind::BitmapSync,
+        raw::STORES_COUNTED => EventKind::StoresCounted {
+            pages: a,
+            overflow: b,
+            watching: u32::try_from(c).ok()?,
+        },
         raw::MIGRATION_STATE => EventKind::MigrationState {
             old: u32::try_from(a).ok()?,
             new: u32::try_from(b).ok()?,

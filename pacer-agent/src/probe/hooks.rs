@@ -98,6 +98,17 @@ pub(super) const MARKS: [Function; 3] = [
     ),
 ];
 
+pub(super) const STORE_UPROBE: &str = "guest_store";
+
+/// QEMU's helpers for stores of a guest under TCG: as 8.2 and later name them,
+/// then as 7.2 does.
+pub(super) const STORES: [Function; 4] = [
+    function(STORE_UPROBE, &["helper_stb_mmu", "helper_ret_stb_mmu"]),
+    function(STORE_UPROBE, &["helper_stw_mmu", "helper_le_stw_mmu"]),
+    function(STORE_UPROBE, &["helper_stl_mmu", "helper_le_stl_mmu"]),
+    function(STORE_UPROBE, &["helper_stq_mmu", "helper_le_stq_mmu"]),
+];
+
 /// What the guest asks of its disks, where the build of QEMU is known.
 pub(super) const BACKENDS: [Function; 3] = [
     function("backend_write", &["blk_aio_pwritev"]),

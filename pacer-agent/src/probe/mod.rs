@@ -33,6 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use aya::programs::uprobe::UProbeLink;
 use aya_log::EbpfLogger;
 use log::Log;
 use tokio::io::Interest;
@@ -75,6 +76,10 @@ pub struct Probe {
     stats: Option<OwnedFd>,
     warnings: Vec<String>,
     state_uprobe: bool,
+    /// What watches the stores of a guest under TCG; empty while nothing does.
+    stores: Vec<UProbeLink>,
+    /// How often that was begun.
+    stores_begun: u32,
 }
 
 impl Probe {
@@ -133,6 +138,8 @@ impl Probe {
             stats,
             warnings: Vec::new(),
             state_uprobe: false,
+            stores: Vec::new(),
+            stores_begun: 0,
         })
     }
 
@@ -246,6 +253,31 @@ impl Probe {
         self.state_uprobe
     }
 
+    /// Begins or ends to count the pages that a guest under TCG stores to, told
+    /// as [`EventKind::StoresCounted`] at each sync of the dirty bitmap. Each
+    /// first store to a page then costs the guest 1 to 10 µs: only while
+    /// measuring. The ending is waited for elsewhere, as it takes a second.
+    ///
+    /// # Errors
+    ///
+    /// No process is observed yet; this QEMU has no such functions, as it does
+    /// without TCG; the programs cannot be attached. Then nothing is counted.
+    pub fn watch_stores(&mut self, on: bool) -> Result<(), ProbeError> {
+        if on != self.stores.is_empty() {
+            return Ok(());
+        }
+        if on {
+            let tgid = self.tgid.ok_or(ProbeError::NotObserving)?;
+            self.stores = attach::attach_stores(&mut self.ebpf, tgid)?;
+            self.stores_begun += 1;
+            return attach::set_stores_watched(&mut self.ebpf, self.stores_begun);
+        }
+        let links = std::mem::take(&mut self.stores);
+        let told = attach::set_stores_watched(&mut self.ebpf, 0);
+        detach_elsewhere(links);
+        told
+    }
+
     fn fill(&mut self) {
         if let Some(logger) = &mut self.logger {
             logger.flush();
@@ -257,6 +289,17 @@ impl Probe {
             let excess = self.pending.len().saturating_sub(MOST_PENDING);
             self.pending.drain(..excess);
         }
+    }
+}
+
+/// The kernel waits for every CPU to leave each hook; the caller does not.
+fn detach_elsewhere(links: Vec<UProbeLink>) {
+    let spawned = std::thread::Builder::new()
+        .name("detach".to_owned())
+        .spawn(move || drop(links));
+    if let Err(error) = spawned {
+        // Then they were detached here.
+        tracing::debug!(%error, "no thread to detach the store helpers in");
     }
 }
 

@@ -20,6 +20,8 @@
 //!   set, written or not: they are taken off the count and have no window.
 //! - Once the guest is being stopped for the switchover, windows end there: it
 //!   writes no more, however late the last log is read.
+//! - Under TCG there is no log. While the stores are watched, a window goes from
+//!   one sync of the dirty bitmap to the next.
 //! - A kernel that clears a log by reading it (no CLEAR is ever seen) has
 //!   windows from read to read.
 
@@ -75,6 +77,9 @@ pub struct DirtyWindows {
     min_pages: u64,
     pages_at_last_sync: Option<u64>,
     growth: Vec<PartWindow>,
+    /// When the stores of a guest under TCG were last counted, and in which time
+    /// of watching.
+    stores_counted: Option<(u32, Time)>,
     /// When the guest was stopped, as far as its logging goes on since.
     stopped_at: Option<Time>,
 }
@@ -146,6 +151,11 @@ impl DirtyWindows {
                 self.stopped_at = Some(event.at);
                 self.end_burst()
             }
+            EventKind::StoresCounted {
+                pages,
+                overflow,
+                watching,
+            } => self.on_stores(pages, overflow, watching, event.at),
             EventKind::BitmapSync | EventKind::MigrationState { .. } => self.end_burst(),
         }
     }
@@ -215,6 +225,27 @@ impl DirtyWindows {
         early
             .flatten()
             .or_else(|| complete.then(|| self.end_burst()).flatten())
+    }
+
+    /// Only what was watched from sync to sync, and all of it, is a sample.
+    fn on_stores(&mut self, pages: u64, overflow: u64, watching: u32, at: Time) -> Option<Sample> {
+        let end = self.stopped_at.map_or(at, |stopped_at| stopped_at.min(at));
+        let (before, began) = self.stores_counted.replace((watching, at))?;
+        if before != watching {
+            // Another migration: the guest runs.
+            self.stopped_at = None;
+        }
+        let window = end.since(began);
+        if before != watching || overflow > 0 || window.is_zero() {
+            return None;
+        }
+        self.pages_at_last_sync = Some(pages);
+        Some(Sample::Dirty(DirtyWindow {
+            window,
+            pages,
+            device_pages: 0,
+            origin: Origin::StoreHelper,
+        }))
     }
 
     fn end_burst(&mut self) -> Option<Sample> {
@@ -511,6 +542,37 @@ mod tests {
             pages: 1000,
         };
         assert_eq!(windows.growth(), [part(100, 50, 20), part(50, 5, 3)]);
+    }
+
+    #[test]
+    fn stores_count_from_sync_to_sync() {
+        let mut windows = DirtyWindows::new();
+        let stores = |pages, overflow, watching| EventKind::StoresCounted {
+            pages,
+            overflow,
+            watching,
+        };
+        let script = [
+            // Watched since some time within that window.
+            (10, EventKind::BitmapSync),
+            (10, stores(5, 0, 1)),
+            (60, stores(70, 0, 1)),
+            (90, stores(30, 2, 1)),
+            // Not watched meanwhile.
+            (200, stores(1, 0, 2)),
+            (220, EventKind::GuestStopping),
+            (230, stores(9, 0, 2)),
+            (240, stores(0, 0, 2)),
+        ];
+        let expected = [(50, 70), (20, 9)].map(|(milliseconds, pages)| {
+            Some(Sample::Dirty(DirtyWindow {
+                window: Duration::from_millis(milliseconds),
+                pages,
+                device_pages: 0,
+                origin: Origin::StoreHelper,
+            }))
+        });
+        check(&mut windows, &script, &expected);
     }
 
     #[test]
