@@ -5,6 +5,8 @@
 
 pub mod agent;
 pub mod assets;
+pub mod block_stats;
+pub mod disk;
 pub mod guest;
 pub mod monitor;
 pub mod pair;

@@ -170,6 +170,7 @@ fn try_kvm() -> Result<()> {
         fill_mib: 1,
         working_set_pages: 16,
         pages_per_second: 1000,
+        ..BareGuest::PLAIN
     };
     let qemu = QemuInstall::find(QemuVersion::System)?;
     let vm = Vm::start(&VmOptions::new(Guest::Bare(guest), qemu, Accel::Kvm))?;

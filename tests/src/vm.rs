@@ -1,17 +1,21 @@
 //! A running QEMU, owned by a value.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::block_stats::{self, BlockStats};
+use crate::disk::{self, DiskBus, DiskOptions};
 use crate::guest::bare::{BareGuest, BareState};
 use crate::guest::linux::LinuxGuest;
 use crate::guest::memory::GuestMemory;
@@ -23,6 +27,7 @@ use crate::qemu::{Accel, QemuInstall};
 /// same on both sides of a migration.
 const MACHINE: &str = "pc-i440fx-7.2";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What runs in a machine.
 #[derive(Clone, Debug)]
@@ -62,6 +67,9 @@ pub struct VmOptions {
     pub paused: bool,
     /// In a process group of its own, so that Ctrl-C does not reach it.
     pub own_group: bool,
+    /// Disks beside those the guest has of its own; their images are made by
+    /// [`DiskOptions::create_image`].
+    pub disks: Vec<DiskOptions>,
     /// Appended to QEMU's command line.
     pub extra_args: Vec<OsString>,
 }
@@ -77,6 +85,7 @@ impl VmOptions {
             incoming: None,
             paused: false,
             own_group: false,
+            disks: Vec::new(),
             extra_args: Vec::new(),
         }
     }
@@ -210,9 +219,12 @@ impl Vm {
     /// # Errors
     /// It has not within `timeout`, or QEMU has ended.
     pub fn wait_started(&self, timeout: Duration) -> Result<()> {
-        match self.guest {
+        match &self.guest {
             Guest::Bare(_) => self.wait_serial(|serial| serial.contains('R'), timeout),
-            Guest::Linux(_) => self.wait_serial(|serial| serial.contains("PACER 1 "), timeout),
+            Guest::Linux(guest) => {
+                let mark = guest.started_mark();
+                self.wait_serial(|serial| serial.contains(mark), timeout)
+            }
         }
     }
 
@@ -247,6 +259,35 @@ impl Vm {
         let file = File::open(&path)?;
         std::fs::remove_file(&path)?;
         Ok(GuestMemory::from_file(file))
+    }
+
+    /// What QEMU has counted for each of [`VmOptions::disks`], by its id.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn block_stats(&self) -> Result<BTreeMap<String, BlockStats>> {
+        block_stats::parse(&self.qmp("query-blockstats", json!({}))?)
+    }
+
+    /// Sends Ethernet frames to the bare guest's network card, no faster than
+    /// QEMU takes them: none is lost.
+    ///
+    /// # Errors
+    /// QEMU takes none for 10 s (its guest may be stopped), or the guest has no
+    /// network card.
+    pub fn send_frames(&self, count: u32, frame_bytes: usize) -> Result<()> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(FRAME_TIMEOUT))?;
+        let path = network_path(self.folder.path());
+        // To all, from a locally administered address, of an experimental type.
+        let mut frame = [[0xFF; 6], [2, 0, 0, 0, 0, 1]].concat();
+        frame.extend([0x88, 0xB5]);
+        frame.resize(frame_bytes, 0x5A);
+        for _ in 0..count {
+            let sent = socket.send_to(&frame, &path);
+            sent.with_context(|| path.display().to_string())?;
+        }
+        Ok(())
     }
 
     /// Compares all memory of the bare guest in this machine, which is stopped
@@ -303,6 +344,11 @@ fn serial_path(folder: &Path) -> PathBuf {
     folder.join("serial")
 }
 
+/// Where QEMU takes frames for the guest.
+fn network_path(folder: &Path) -> PathBuf {
+    folder.join("network")
+}
+
 fn command(options: &VmOptions, folder: &Path) -> Result<Command> {
     let log = File::create(log_path(folder))?;
     let mut command = options.qemu.command();
@@ -335,8 +381,17 @@ fn command(options: &VmOptions, folder: &Path) -> Result<Command> {
     }
     match &options.guest {
         Guest::Bare(guest) => bare_args(&mut command, guest, options.accel, folder)?,
-        Guest::Linux(guest) => guest.add_args(&mut command),
+        Guest::Linux(guest) => guest.add_args(&mut command, options.disks.len()),
     }
+    let legacy = matches!(options.guest, Guest::Bare(_));
+    if let Guest::Bare(BareGuest { disk: Some(_), .. }) = options.guest {
+        let mut buses = options.disks.iter().map(|disk| disk.bus);
+        ensure!(
+            buses.any(|bus| bus == DiskBus::VirtioBlk),
+            "the bare guest's machine has no virtio-blk disk"
+        );
+    }
+    disk::add_args(&mut command, &options.disks, legacy);
     match &options.incoming {
         None => {}
         Some(Incoming::Defer) => drop(command.args(["-incoming", "defer"])),
@@ -365,5 +420,15 @@ fn bare_args(command: &mut Command, guest: &BareGuest, accel: Accel, folder: &Pa
     command
         .arg("-fw_cfg")
         .arg(format!("name=opt/pacer/fill,file={}", content.display()));
+    if guest.network {
+        let path = network_path(folder).display().to_string();
+        command.arg("-netdev").arg(format!(
+            "dgram,id=net0,local.type=unix,local.path={path},\
+             remote.type=unix,remote.path={path}-peer"
+        ));
+        command
+            .arg("-device")
+            .arg("virtio-net-pci,netdev=net0,disable-modern=on,rx_queue_size=256,romfile=");
+    }
     Ok(())
 }

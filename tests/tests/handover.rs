@@ -22,6 +22,7 @@ const BARE: BareGuest = BareGuest {
     fill_mib: 24,
     working_set_pages: 500,
     pages_per_second: 1000,
+    ..BareGuest::PLAIN
 };
 const VARIABLE: &str = "PACER_STOP_AT";
 

@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use pacer_tests::disk::{DetectZeroes, DiskAio, DiskBus, DiskCache, DiskFormat, DiskOptions};
 use pacer_tests::guest::bare::BareGuest;
+use pacer_tests::guest::bare::devices::{BareDirection, BareDisk, BareWalk};
+use pacer_tests::guest::disk_load::{DiskLoad, parse_disk_reports};
 use pacer_tests::guest::linux::{LinuxGuest, LinuxWork, check_heartbeats};
 use pacer_tests::process::{free_port, wait_until};
 use pacer_tests::qemu::{Accel, QemuInstall, QemuVersion};
@@ -18,6 +21,7 @@ const BARE: BareGuest = BareGuest {
     fill_mib: 64,
     working_set_pages: 2000,
     pages_per_second: 2000,
+    ..BareGuest::PLAIN
 };
 
 fn options(guest: Guest) -> Result<VmOptions> {
@@ -126,7 +130,7 @@ fn the_bare_guest_keeps_its_pace() -> Result<()> {
     source.wait_started(TIMEOUT)?;
     let writes = || {
         anyhow::Ok(
-            BARE.state(&source.pmemsave(BARE.used_bytes())?)?
+            BARE.state(&source.pmemsave(BareGuest::STATE_BYTES)?)?
                 .total_writes,
         )
     };
@@ -141,6 +145,59 @@ fn the_bare_guest_keeps_its_pace() -> Result<()> {
         (seconds - f64::from(SECONDS)).abs() < 0.5,
         "{seconds} s for {SECONDS} s of pages"
     );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_bare_guest_has_a_disk_and_a_network_card() -> Result<()> {
+    const SPAN_BYTES: u64 = 16 << 20;
+    const REQUESTS: u32 = 300;
+    let folder = tempfile::tempdir()?;
+    let writes = BareDisk {
+        limit: REQUESTS,
+        per_second: 2000,
+        queue_depth: 4,
+        ..BareDisk::new(BareDirection::Write, SPAN_BYTES)
+    };
+    let reads = BareDisk {
+        request_bytes: 16 << 10,
+        limit: REQUESTS,
+        walk: BareWalk::Random(std::num::NonZeroU32::MIN),
+        ..BareDisk::new(BareDirection::Read, SPAN_BYTES)
+    };
+    for disk in [writes, reads] {
+        let guest = BareGuest {
+            disk: Some(disk),
+            network: true,
+            ..BARE
+        };
+        let mut options = options(Guest::Bare(guest))?;
+        options.disks = vec![DiskOptions::new("disk", folder.path().join("disk"))];
+        options.disks[0].create_image(SPAN_BYTES)?;
+        let vm = Vm::start(&options)?;
+        vm.wait_started(TIMEOUT)?;
+        let before = vm.verify_bare(&guest)?;
+        vm.send_frames(REQUESTS, 500)?;
+        let done = wait_until("the devices have done their part", TIMEOUT, || {
+            let counters = guest.counters(&vm.pmemsave(BareGuest::STATE_BYTES)?)?;
+            let all = counters.requests_completed == REQUESTS && counters.frames == REQUESTS;
+            Ok(all.then_some(counters))
+        })?;
+        assert!(vm.verify_bare(&guest)?.total_writes > before.total_writes);
+        assert_eq!(
+            (done.requests_submitted, done.requests_failed),
+            (REQUESTS, 0)
+        );
+        assert_eq!(done.frame_bytes, u64::from(REQUESTS) * 500);
+        let bytes = u64::from(REQUESTS) * u64::from(disk.request_bytes);
+        let stats = vm.block_stats()?["disk"];
+        let expected = match disk.direction {
+            BareDirection::Write => (bytes, 0),
+            BareDirection::Read => (0, bytes),
+        };
+        assert_eq!((stats.wr_bytes, stats.rd_bytes), expected);
+    }
     Ok(())
 }
 
@@ -163,5 +220,67 @@ fn a_linux_guest_arrives_whole_and_goes_on() -> Result<()> {
     destination.wait_serial(|serial| serial.matches("PACER ").count() > 10, TIMEOUT)?;
     let last = check_heartbeats(&source.serial(), &destination.serial())?;
     assert!(last > 15, "{last}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_disk_load_is_what_qemu_counts() -> Result<()> {
+    const DISK_BYTES: u64 = 32 << 20;
+    let load = DiskLoad {
+        seed: 1,
+        requests: 60,
+        granularity_bytes: 512,
+    };
+    let folder = tempfile::tempdir()?;
+    let disk = |id: &str| DiskOptions::new(id, folder.path().join(id));
+    let mut options = options(Guest::Linux(LinuxGuest::with_disk_load(load, 192)?))?;
+    options.disks = vec![
+        DiskOptions {
+            discard: true,
+            detect_zeroes: DetectZeroes::Unmap,
+            ..disk("plain")
+        },
+        DiskOptions {
+            format: DiskFormat::Qcow2,
+            aio: DiskAio::Native,
+            cache: DiskCache::None,
+            iothread: true,
+            bus: DiskBus::VirtioScsi,
+            ..disk("scsi")
+        },
+        DiskOptions {
+            aio: DiskAio::IoUring,
+            cache: DiskCache::Directsync,
+            bus: DiskBus::Ide,
+            ..disk("ata")
+        },
+    ];
+    for disk in &options.disks {
+        disk.create_image(DISK_BYTES)?;
+    }
+    let vm = Vm::start(&options)?;
+    vm.wait_serial(
+        |serial| parse_disk_reports(serial).map_or(true, |done| done.is_some()),
+        TIMEOUT,
+    )?;
+    let reports = parse_disk_reports(&vm.serial())?.unwrap_or_default();
+    assert_eq!(reports.len(), options.disks.len());
+    let stats = vm.block_stats()?;
+    for report in &reports {
+        let stats = stats[&report.name];
+        assert_eq!(
+            stats.wr_bytes,
+            report.written_bytes + report.zeroed_bytes,
+            "{report:?} {stats:?}"
+        );
+        if report.name != "plain" {
+            // virtio-blk does not count discards.
+            assert_eq!(stats.unmap_bytes, report.discarded_bytes, "{report:?}");
+        }
+        assert!(stats.rd_bytes >= report.read_bytes, "{report:?}");
+        assert_eq!(stats.failed_operations, 0, "{report:?}");
+        assert!(report.writes > 20 && report.reads > 0 && report.flushes > 0);
+    }
     Ok(())
 }

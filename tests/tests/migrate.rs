@@ -19,6 +19,7 @@ const BARE: BareGuest = BareGuest {
     fill_mib: 128,
     working_set_pages: 2000,
     pages_per_second: 1500,
+    ..BareGuest::PLAIN
 };
 
 fn bare() -> Result<VmOptions> {

@@ -30,6 +30,7 @@ const BARE: BareGuest = BareGuest {
     fill_mib: 256,
     working_set_pages: 2000,
     pages_per_second: 1500,
+    ..BareGuest::PLAIN
 };
 const LINUX: LinuxWork = LinuxWork {
     ram_mib: 384,

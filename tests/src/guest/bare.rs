@@ -1,18 +1,31 @@
 //! The bare guest: firmware of our own that fills memory with content it can
 //! be checked against and then dirties it at a set speed. It runs under any
-//! KVM and under TCG, has no disk, and says `R` on the serial port when its
-//! memory is filled.
+//! KVM and under TCG and says `R` on the serial port when its memory is filled.
+//! It may read or write a disk beside, and receive frames: [`devices`].
 
-use std::io;
+pub mod devices;
+mod error;
+mod writes;
 
-use super::content::{CONTENT_BYTES, content, page_mark, round_mark};
+use devices::{BareCounters, BareDisk};
+pub use error::{BareFault, BareGuestError};
+
+use super::content::{CONTENT_BYTES, content, page_mark};
 use super::memory::{GuestMemory, PAGE_BYTES};
 
 mod image {
     //! The assembled code.
     use core::arch::global_asm;
 
-    global_asm!(include_str!("bare.s"), options(att_syntax));
+    global_asm!(
+        include_str!("bare.s"),
+        include_str!("bare/devices.s"),
+        ".globl pacer_bare_end",
+        "pacer_bare_end:",
+        ".code64",
+        ".text",
+        options(att_syntax)
+    );
 
     unsafe extern "C" {
         static pacer_bare_start: u8;
@@ -59,28 +72,11 @@ pub struct BareGuest {
     pub working_set_pages: u32,
     /// Pages written in a second of guest time; 0 is as fast as the CPU goes.
     pub pages_per_second: u32,
-}
-
-/// A guest that cannot be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BareGuestError {
-    /// More RAM than the guest can address.
-    #[error("{ram_mib} MiB of RAM, at most {MAX_RAM_MIB}")]
-    TooMuchRam {
-        /// What was asked for.
-        ram_mib: u32,
-    },
-    /// The filler and the working set do not fit into the RAM.
-    #[error("{needed_mib} MiB are needed, the guest has {ram_mib}")]
-    DoesNotFit {
-        /// 16 MiB, the working set and the filler.
-        needed_mib: u64,
-        /// What was asked for.
-        ram_mib: u32,
-    },
-    /// No page to write.
-    #[error("the working set is empty")]
-    NoWorkingSet,
+    /// What it does to the first virtio-blk disk of its machine.
+    pub disk: Option<BareDisk>,
+    /// Whether its machine has a network card, at which it receives whatever
+    /// comes ([`crate::vm::Vm::send_frames`]).
+    pub network: bool,
 }
 
 /// How far a guest has come.
@@ -92,50 +88,28 @@ pub struct BareState {
     pub page: u32,
     /// Pages written since the start; never falls.
     pub total_writes: u64,
-}
-
-/// Why a memory is not that of the guest.
-#[derive(Debug, thiserror::Error)]
-pub enum BareFault {
-    /// The memory could not be read.
-    #[error("guest memory cannot be read")]
-    Read(#[from] io::Error),
-    /// The guest has not started, or its control page is lost.
-    #[error("control page: magic {found:#010x}")]
-    NoMagic {
-        /// What stands there.
-        found: u32,
-    },
-    /// Position and round do not belong together.
-    #[error("control page: position {position:#010x} in round {round}")]
-    BadPosition {
-        /// The packed position.
-        position: u32,
-        /// The round beside it.
-        round: u32,
-    },
-    /// A page does not hold what the guest wrote to it.
-    #[error(
-        "page at {address:#x}, offset {offset:#x}: {found:#010x} instead of {expected:#010x} \
-         (round {round}, working-set page {page})"
-    )]
-    BadPage {
-        /// Guest-physical address of the page, in bytes.
-        address: u64,
-        /// Of the first wrong dword in it, in bytes.
-        offset: usize,
-        /// What stands there.
-        found: u32,
-        /// What should.
-        expected: u32,
-        /// The guest's round.
-        round: u32,
-        /// Page of the working set that the guest is at.
-        page: u32,
-    },
+    /// Of the two stores to `page`, how many are made already; `None` if the
+    /// page does not tell, which is only so if the guest ran while its memory
+    /// was read.
+    pub stores: Option<u8>,
 }
 
 impl BareGuest {
+    /// The smallest there is, without devices: for what is not said.
+    pub const PLAIN: Self = Self {
+        ram_mib: 20,
+        fill_mib: 0,
+        working_set_pages: 1,
+        pages_per_second: 0,
+        disk: None,
+        network: false,
+    };
+
+    /// Bytes from address 0 that [`BareGuest::state`] and
+    /// [`BareGuest::counters`] need, the former without `stores`: little, for
+    /// a guest that is not to be held up.
+    pub const STATE_BYTES: u64 = CONTROL_ADDRESS + PAGE_BYTES as u64;
+
     /// Checks that such a guest can be.
     ///
     /// # Errors
@@ -149,8 +123,13 @@ impl BareGuest {
                 ram_mib: self.ram_mib,
             });
         }
+        if let Some(disk) = self.disk {
+            disk.check().map_err(BareGuestError::BadDisk)?;
+        }
         let working_set_mib = u64::from(self.working_set_pages.div_ceil(PAGES_PER_MIB));
-        let needed_mib = u64::from(BASE_MIB) + u64::from(self.fill_mib) + working_set_mib;
+        let buffers_mib = self.buffer_pages().div_ceil(u64::from(PAGES_PER_MIB));
+        let needed_mib =
+            u64::from(BASE_MIB) + u64::from(self.fill_mib) + working_set_mib + buffers_mib;
         if needed_mib > u64::from(self.ram_mib) {
             return Err(BareGuestError::DoesNotFit {
                 needed_mib,
@@ -169,11 +148,12 @@ impl BareGuest {
         let code = image::code();
         let mut bios = vec![0; IMAGE_BYTES];
         bios[..code.len()].copy_from_slice(code);
-        let parameters = [
+        let own = [
             self.pages_total(),
             self.working_set_pages,
             self.pages_per_second,
         ];
+        let parameters = own.into_iter().chain(self.device_parameters());
         for (slot, value) in bios.chunks_exact_mut(4).zip(parameters) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
@@ -234,12 +214,30 @@ impl BareGuest {
         let Some(round) = round_of_position.filter(|_| page < self.working_set_pages) else {
             return Err(BareFault::BadPosition { position, round });
         };
+        let mut at_hand = vec![0; PAGE_BYTES];
+        let stores = match memory.read(page_address(page), &mut at_hand) {
+            Ok(()) => writes::stores_made(page, round, [dword(&at_hand, 0), dword(&at_hand, 4)]),
+            Err(_) => None,
+        };
         let total_writes = u64::from(round) * u64::from(self.working_set_pages) + u64::from(page);
         Ok(BareState {
             round,
             page,
             total_writes,
+            stores,
         })
+    }
+
+    /// What its devices have done, from its control page alone; also of a guest
+    /// that runs.
+    ///
+    /// # Errors
+    /// The page cannot be read or is not the guest's.
+    pub fn counters(&self, memory: &GuestMemory) -> Result<BareCounters, BareFault> {
+        self.state(memory)?;
+        let mut control = vec![0; PAGE_BYTES];
+        memory.read(CONTROL_ADDRESS, &mut control)?;
+        Ok(BareCounters::read(&control))
     }
 
     const fn pages_total(&self) -> u32 {
@@ -287,14 +285,12 @@ impl BareGuest {
 /// Whether a page of the working set holds its round; else the wrong offset
 /// and what should stand there.
 fn check_round(page: u32, found: [u32; 2], state: BareState) -> Result<(), (usize, u32)> {
-    let of_round = |round| [round, round_mark(page, round)];
-    let now = of_round(state.round);
-    let before = of_round(state.round.wrapping_sub(1));
+    let [before, between, now] = writes::contents(page, state.round);
     // The guest may stand between the two stores of the page it is at, or
     // behind both.
     let allowed: &[[u32; 2]] = match page.cmp(&state.page) {
         std::cmp::Ordering::Less => &[now],
-        std::cmp::Ordering::Equal => &[before, [now[0], before[1]], now],
+        std::cmp::Ordering::Equal => &[before, between, now],
         std::cmp::Ordering::Greater => &[before],
     };
     if allowed.contains(&found) {
@@ -320,12 +316,14 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::guest::content::round_mark;
 
     const GUEST: BareGuest = BareGuest {
         ram_mib: 64,
         fill_mib: 17,
         working_set_pages: 5,
         pages_per_second: 100,
+        ..BareGuest::PLAIN
     };
 
     /// What a guest of `GUEST` leaves that was stopped before `page` of `round`.
@@ -371,7 +369,8 @@ mod tests {
             BareState {
                 round: 7,
                 page: 3,
-                total_writes: 38
+                total_writes: 38,
+                stores: Some(0),
             }
         );
         assert!(
@@ -384,9 +383,9 @@ mod tests {
     fn a_guest_stopped_between_two_stores_passes() {
         let mut bytes = memory(7, 3);
         put(&mut bytes, at(3), &[7]);
-        assert!(verify(&bytes).is_ok());
+        assert_eq!(verify(&bytes).unwrap().stores, Some(1));
         put(&mut bytes, at(3), &[7, round_mark(3, 7)]);
-        assert!(verify(&bytes).is_ok());
+        assert_eq!(verify(&bytes).unwrap().stores, Some(2));
         let mut bytes = memory(7, 0);
         put(&mut bytes, 0x8008, &[6]);
         assert_eq!(

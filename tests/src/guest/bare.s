@@ -1,19 +1,19 @@
 # The bare guest: firmware of its own that fills memory and then dirties it.
 #
-# Assembled into the test crate; `bare.rs` puts the bytes between
-# `pacer_bare_start` and `pacer_bare_end` at the bottom of a 64 KiB BIOS image,
+# Assembled into the test crate, with the drivers in `bare/devices.s` behind it;
+# `bare.rs` puts the bytes between `pacer_bare_start` and `pacer_bare_end` at the
+# bottom of a 64 KiB BIOS image,
 # patches the parameters and adds the reset vector. The image appears at ROM
 # and copies itself to RUN, so an address is its distance from the start plus
 # one of these: no relocation is left for the linker.
 
     .section .rodata.pacer_bare, "a"
     .globl pacer_bare_start
-    .globl pacer_bare_end
     .set ROM,      0xF0000
     .set RUN,      0x10000      # where it runs: some KVMs crawl in a ROM
-    .set CONTROL,  0x8000       # magic, position, round, ticks
+    .set CONTROL,  0x8000       # magic, position, round, ticks; devices.s has more
     .set IDT,      0x6000
-    .set STACK,    0x7000
+    .set STACK,    0x7000       # grows down, into the IDT's page
     .set BASE,     0x1000000    # 16 MiB: the working set, then the filler
     .set DMA,      0x5000       # fw_cfg's request: control, length, address
     .set DMA_READ,   2
@@ -31,6 +31,19 @@ pacer_bare_start:
 pages_total:      .long 0       # working set and filler
 pages_working:    .long 0
 pages_per_second: .long 0       # 0: as fast as the CPU goes
+pages_filled:     .long 0       # pages_total and the disk's buffer behind it
+devices:          .long 0       # whether there is any
+spins:            .long 0       # whether it never sleeps, with devices
+disk_depth:       .long 0       # requests under way; 0: no disk
+disk_direction:   .long 0       # virtio-blk's type: 0 reads, 1 writes
+disk_bytes:       .long 0       # of a request
+disk_per_second:  .long 0       # 0: as fast as it goes
+disk_limit:       .long 0       # requests in all
+disk_places:      .long 0       # of this many bytes, that are walked
+disk_seed:        .long 0       # 0: one place after the other
+buffer_start:     .long 0       # what the disk reads into or writes from
+buffer_end:       .long 0
+network_buffers:  .long 0       # a page each; 0: no network
 
     .org pacer_bare_start + 0x40
     .code16
@@ -77,7 +90,7 @@ in_ram:
     movl (%esi), %ebp
     bswapl %ebp                 # bytes of the content
     movl $BASE, %edi
-    movl (pages_total - pacer_bare_start + RUN), %ebx
+    movl (pages_filled - pacer_bare_start + RUN), %ebx
     shll $12, %ebx              # bytes left to fill
 2:  movl %ebp, %ecx
     cmpl %ebx, %ecx
@@ -108,9 +121,17 @@ in_ram:
     movl $0, (CONTROL + 12)
     movl $MAGIC, (CONTROL)
     call set_up_ticks
-    movw $0x3f8, %dx
+    cmpl $0, (disk_depth - pacer_bare_start + RUN)
+    je 1f
+    call set_up_disk
+1:  cmpl $0, (network_buffers - pacer_bare_start + RUN)
+    je 1f
+    call set_up_network
+1:  movw $0x3f8, %dx
     movb $'R', %al
     outb %al, %dx
+    cmpl $0, (devices - pacer_bare_start + RUN)
+    jne paced
     cmpl $0, (pages_per_second - pacer_bare_start + RUN)
     jne paced
 
@@ -121,12 +142,15 @@ unpaced:
 # The PIT only wakes us; what is due comes from the ACPI PM timer, so that a
 # lost tick loses no page. Both stand still while the guest is stopped.
 # Interrupts are on in `hlt` alone and come back here without IRET, which a KVM
-# that emulates protected mode does not know.
+# that emulates protected mode does not know. With devices that leave no time to
+# sleep, the timer is looked at now and then instead.
 paced:
     movw $PM_TIMER, %dx
     inl %dx, %eax
     movl %eax, %ebx             # the timer when we last looked
     xorl %ebp, %ebp             # rest of a page, in 1/PM_TIMER_HZ
+    cmpl $0, (devices - pacer_bare_start + RUN)
+    jne 4f
 1:  sti
     hlt
     jmp 1b
@@ -135,12 +159,14 @@ tick:
     movb $0x20, %al
     outb %al, $0x20
     incl (CONTROL + 12)
+look:
     movw $PM_TIMER, %dx
     inl %dx, %eax
     movl %eax, %ecx
     subl %ebx, %eax
     movl %ecx, %ebx
     andl $0xFFFFFF, %eax        # the timer has 24 bits: 4.7 s
+    movl %eax, (ELAPSED)
     mull (pages_per_second - pacer_bare_start + RUN)
     addl %ebp, %eax
     adcl $0, %edx
@@ -148,11 +174,24 @@ tick:
     divl %ecx
     movl %edx, %ebp
     movl %eax, %ecx
-    jecxz 1b
+    jecxz 3f
 2:  call write_page
     decl %ecx
     jnz 2b
-    jmp 1b
+3:  cmpl $0, (devices - pacer_bare_start + RUN)
+    je 1b
+    call credit_disk
+4:  call poll_disk
+    call poll_network
+    cmpl $0, (spins - pacer_bare_start + RUN)
+    je 1b
+    cmpl $0, (pages_per_second - pacer_bare_start + RUN)
+    jne 5f
+    call write_page
+5:  decl (SPINS)
+    jns 4b
+    movl $SPINS_PER_LOOK, (SPINS)
+    jmp look
 
 # Writes page ESI of round EDI and moves on. The position (round's low 12 bits
 # and page in one dword) changes in one store, so whoever looks between two
@@ -267,6 +306,3 @@ gdt_pointer:
 idt_pointer:
     .word 0x28 * 8 - 1
     .long IDT
-pacer_bare_end:
-    .code64
-    .text

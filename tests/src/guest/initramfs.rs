@@ -11,19 +11,26 @@ use crate::assets;
 
 /// Modules in the order they are loaded, below `kernel/` of the modules'
 /// folder; one that is built in is not there.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 12] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci.ko",
     "drivers/block/virtio_blk.ko",
+    "drivers/scsi/scsi_common.ko",
+    "drivers/scsi/scsi_mod.ko",
+    "drivers/scsi/sd_mod.ko",
+    "drivers/scsi/virtio_scsi.ko",
+    "drivers/ata/libata.ko",
+    "drivers/ata/ata_piix.ko",
 ];
 /// Modules are numbered in their order. What the kernel passes behind `--`
 /// becomes this script's arguments.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
 for module in /modules/*; do
   /bin/busybox insmod $module
 done
@@ -58,7 +65,7 @@ fn archive(modules: Option<&Path>) -> Result<Vec<u8>> {
     let program = program()?;
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "modules", "proc"] {
+    for folder in ["bin", "dev", "modules", "proc", "sys"] {
         archive.add(folder, 0o040_755, &[]);
     }
     archive.add("bin/busybox", 0o100_755, &read(Path::new(BUSYBOX))?);
@@ -67,7 +74,7 @@ fn archive(modules: Option<&Path>) -> Result<Vec<u8>> {
     for (number, module) in MODULES.into_iter().enumerate() {
         let path = modules.map(|folder| folder.join("kernel").join(module));
         if let Some(Ok(bytes)) = path.map(fs::read) {
-            archive.add(&format!("modules/{number}.ko"), 0o100_644, &bytes);
+            archive.add(&format!("modules/{number:02}.ko"), 0o100_644, &bytes);
         }
     }
     Ok(archive.finish())

@@ -1,11 +1,14 @@
 //! The Linux guest: Debian's cloud kernel with an initramfs of busybox and
-//! `pacer-guest`, which writes memory and a disk and says on the serial
-//! console, about five times a second, whether both still hold what it wrote.
+//! `pacer-guest`, which either writes memory and a disk and says on the serial
+//! console, about five times a second, whether both still hold what it wrote,
+//! or is there for the machine's disks ([`super::disk_load`]).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+
+use super::disk_load::{DiskFlood, DiskLoad};
 
 /// What the guest is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +28,18 @@ pub struct LinuxWork {
 /// A Linux guest with its files; its disk is shared by both sides.
 #[derive(Clone, Debug)]
 pub struct LinuxGuest {
-    work: LinuxWork,
+    task: Task,
+    ram_mib: u32,
     kernel: PathBuf,
     initramfs: PathBuf,
-    disk: PathBuf,
+    disk: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Task {
+    Work(LinuxWork),
+    Load(DiskLoad),
+    Flood(DiskFlood),
 }
 
 impl LinuxGuest {
@@ -38,42 +49,101 @@ impl LinuxGuest {
     /// What `cargo xtask setup` leaves is not there, or `folder` cannot be
     /// written.
     pub fn new(work: LinuxWork, folder: &Path, disk_mib: u32) -> Result<Self> {
-        let (kernel, initramfs) = super::initramfs::find_or_build()?;
         let disk = folder.join("disk.raw");
         std::fs::File::create(&disk)?.set_len(u64::from(disk_mib) << 20)?;
+        let guest = Self::find(Task::Work(work), work.ram_mib)?;
         Ok(Self {
-            work,
-            kernel,
-            initramfs,
-            disk,
+            disk: Some(disk),
+            ..guest
         })
     }
 
-    /// The disk's image.
-    #[must_use]
-    pub fn disk(&self) -> &Path {
-        &self.disk
+    /// A guest that does this to all disks of its machine, of which it has
+    /// none of its own.
+    ///
+    /// # Errors
+    /// What `cargo xtask setup` leaves is not there.
+    pub fn with_disk_load(load: DiskLoad, ram_mib: u32) -> Result<Self> {
+        Self::find(Task::Load(load), ram_mib)
     }
 
-    /// Adds what QEMU must be told for this guest.
-    pub fn add_args(&self, command: &mut Command) {
-        let work = &self.work;
+    /// A guest that does this to all disks of its machine, of which it has
+    /// none of its own.
+    ///
+    /// # Errors
+    /// What `cargo xtask setup` leaves is not there.
+    pub fn with_disk_flood(flood: DiskFlood, ram_mib: u32) -> Result<Self> {
+        Self::find(Task::Flood(flood), ram_mib)
+    }
+
+    fn find(task: Task, ram_mib: u32) -> Result<Self> {
+        let (kernel, initramfs) = super::initramfs::find_or_build()?;
+        Ok(Self {
+            task,
+            ram_mib,
+            kernel,
+            initramfs,
+            disk: None,
+        })
+    }
+
+    /// The image of the disk that the guest has of its own.
+    #[must_use]
+    pub fn disk(&self) -> Option<&Path> {
+        self.disk.as_deref()
+    }
+
+    /// What the guest says when it has begun its task.
+    pub(crate) const fn started_mark(&self) -> &'static str {
+        match self.task {
+            Task::Work(_) => "PACER 1 ",
+            Task::Load(_) | Task::Flood(_) => " ready",
+        }
+    }
+
+    /// Adds what QEMU must be told for this guest, whose machine has `disks`
+    /// disks beside its own.
+    pub fn add_args(&self, command: &mut Command, disks: usize) {
         command.args(["-accel", "tcg", "-cpu", "max"]);
-        command.arg("-m").arg(work.ram_mib.to_string());
+        command.arg("-m").arg(self.ram_mib.to_string());
         command
             .arg("-kernel")
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&self.initramfs);
+        let task = self.task.arguments(disks);
         command.arg("-append").arg(format!(
-            "console=ttyS0 quiet panic=-1 tsc=unstable -- {} {} {} {}",
-            work.fill_mib, work.working_set_pages, work.pages_per_second, work.records_per_second
+            "console=ttyS0 quiet panic=-1 tsc=unstable -- {task}"
         ));
-        let disk = self.disk.display();
-        command.arg("-drive").arg(format!(
-            "file={disk},format=raw,if=none,id=disk0,cache=none"
-        ));
-        command.args(["-device", "virtio-blk-pci,drive=disk0"]);
+        if let Some(disk) = &self.disk {
+            command.arg("-drive").arg(format!(
+                "file={},format=raw,if=none,id=disk0,cache=none",
+                disk.display()
+            ));
+            command.args(["-device", "virtio-blk-pci,drive=disk0"]);
+        }
+    }
+}
+
+impl Task {
+    fn arguments(&self, disks: usize) -> String {
+        match self {
+            Self::Work(work) => format!(
+                "{} {} {} {}",
+                work.fill_mib,
+                work.working_set_pages,
+                work.pages_per_second,
+                work.records_per_second
+            ),
+            Self::Load(load) => format!(
+                "disks {} {} {} {disks}",
+                load.seed, load.requests, load.granularity_bytes
+            ),
+            Self::Flood(flood) => format!(
+                "flood {} {} {} {disks}",
+                flood.seed, flood.seconds, flood.threads
+            ),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod bare;
 pub mod content;
+pub mod disk_load;
 mod initramfs;
 pub mod linux;
 pub mod memory;

@@ -86,10 +86,13 @@ pub(super) fn kernel_package() -> Option<String> {
 /// Modules may be compressed, which busybox does not read.
 fn unpack_modules(_: &mut Apt, folder: &Path) -> Result<()> {
     let modules = folder.join("lib/modules");
-    let find = |pattern: &str| {
-        output("find", &[&modules.display().to_string(), "-name", pattern]).unwrap_or_default()
+    let find = |name: &str| {
+        let pattern = format!("{name}.ko.xz");
+        output("find", &[&modules.display().to_string(), "-name", &pattern]).unwrap_or_default()
     };
-    let compressed = find("virtio*.ko.xz");
+    // What the guest's initramfs loads.
+    let wanted = ["virtio*", "scsi_*", "sd_mod", "libata", "ata_piix"];
+    let compressed = wanted.map(find).concat();
     if compressed.is_empty() {
         return Ok(());
     }

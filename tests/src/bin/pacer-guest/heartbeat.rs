@@ -1,9 +1,5 @@
-//! What runs in the Linux guest: writes memory and a disk, checks both, and
-//! says so: `PACER n ok …` or `PACER n CORRUPT …`, about five times a second.
-//!
-//! Arguments: MiB to fill, pages of the working set, pages a second, records a
-//! second.
-#![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]
+//! Writes memory and a disk, checks both, and says so: `PACER n ok …` or
+//! `PACER n CORRUPT …`, about five times a second.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -43,22 +39,11 @@ struct Disk {
     records: u64,
 }
 
-fn main() {
-    let mut numbers = std::env::args()
-        .skip(1)
-        .map(|word| word.parse().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    let (fill_mib, pages, pages_per_second, records_per_second) = (next(), next(), next(), next());
-    if let Err(error) = run(fill_mib, pages, pages_per_second, records_per_second) {
-        println!("PACER 0 CORRUPT {error}");
-    }
-    // PID 1 must not end: the kernel would panic.
-    loop {
-        sleep(Duration::from_secs(3600));
-    }
-}
-
-fn run(
+/// Never returns but for a fault of the disk.
+///
+/// # Errors
+/// The disk cannot be opened, read or written.
+pub(crate) fn run(
     fill_mib: u32,
     pages: u32,
     pages_per_second: u32,
