@@ -27,6 +27,9 @@ pub(crate) fn run_pages() -> u64 {
     u64::from(RUN_PIECES.load()) * PIECE_PAGES
 }
 
+/// Words that are added up in one go.
+const STRETCH_WORDS: usize = 64;
+
 /// An address that is not a process'.
 const NOWHERE: *const c_void = usize::MAX as *const c_void;
 
@@ -147,10 +150,9 @@ unsafe extern "C" fn count_piece(index: u32, context: *mut c_void) -> i64 {
         walk.failed = 1;
         return 1;
     }
-    // SAFETY: the CPU's own buffer, which no program uses that could come
-    // between: system call tracepoints run without preemption.
-    let piece = unsafe { &*piece };
-    walk.part.dirty += count_ones(piece);
+    // No program uses the CPU's own buffer that could come between: system call
+    // tracepoints run without preemption.
+    walk.part.dirty += count_ones();
     if walk.device_piece != NO_PIECE {
         walk.part.device_only += take_device_only(walk.device_piece + index);
     }
@@ -161,27 +163,71 @@ unsafe extern "C" fn count_piece(index: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// Bits set in the piece. The BPF machine cannot count bits: a word costs a dozen
-/// instructions. Carry-save adders (Harley and Seal) first add up eight words
-/// to one, which has the bits that count eight.
+/// Bits at each place of the words so far: how many ones, twos, fours and eights.
+#[derive(Default)]
+struct Sums {
+    ones: u64,
+    twos: u64,
+    fours: u64,
+    /// Not a place: all of them.
+    eights: u64,
+}
+
+/// Bits set in the CPU's buffer. The BPF machine cannot count bits: a word costs
+/// a dozen instructions. Carry-save adders (Harley and Seal) first add up eight
+/// words to one, which has the bits that count eight.
 #[inline(always)]
-fn count_ones(piece: &[u64; PIECE_WORDS]) -> u64 {
-    let (mut ones, mut twos, mut fours, mut eights) = (0, 0, 0, 0);
-    for words in piece.as_chunks::<8>().0 {
-        let (two_a, sum) = add(ones, words[0], words[1]);
+fn count_ones() -> u64 {
+    let mut sums = Sums::default();
+    // A helper's loop around a short one: written out, the verifier would try
+    // all ways through it.
+    // SAFETY: the callback has the form the helper wants, and `sums` outlives
+    // the call.
+    unsafe {
+        bpf_loop(
+            (PIECE_WORDS / STRETCH_WORDS) as u32,
+            add_stretch as *mut c_void,
+            (&raw mut sums).cast(),
+            0,
+        )
+    };
+    8 * sums.eights
+        + 4 * u64::from(sums.fours.count_ones())
+        + 2 * u64::from(sums.twos.count_ones())
+        + u64::from(sums.ones.count_ones())
+}
+
+/// Adds up some of the words.
+unsafe extern "C" fn add_stretch(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `count_ones` passes its `Sums`, and nothing else uses it now.
+    let sums = unsafe { &mut *context.cast::<Sums>() };
+    let Some(piece) = PIECE.get_ptr_mut(0) else {
+        return 1;
+    };
+    let first = index as usize % (PIECE_WORDS / STRETCH_WORDS) * STRETCH_WORDS;
+    // SAFETY: the CPU's own buffer; a stretch from `first` on is within it.
+    let stretch = unsafe {
+        &*piece
+            .cast::<u64>()
+            .add(first)
+            .cast::<[u64; STRETCH_WORDS]>()
+    };
+    for words in stretch.as_chunks::<8>().0 {
+        // Most of a log is empty.
+        if words.iter().fold(0, |any, word| any | word) == 0 {
+            continue;
+        }
+        let (two_a, sum) = add(sums.ones, words[0], words[1]);
         let (two_b, sum) = add(sum, words[2], words[3]);
-        let (four_a, sum_of_twos) = add(twos, two_a, two_b);
+        let (four_a, sum_of_twos) = add(sums.twos, two_a, two_b);
         let (two_a, sum) = add(sum, words[4], words[5]);
         let (two_b, sum) = add(sum, words[6], words[7]);
         let (four_b, sum_of_twos) = add(sum_of_twos, two_a, two_b);
-        let (eight, sum_of_fours) = add(fours, four_a, four_b);
-        (ones, twos, fours) = (sum, sum_of_twos, sum_of_fours);
-        eights += u64::from(eight.count_ones());
+        let (eight, sum_of_fours) = add(sums.fours, four_a, four_b);
+        (sums.ones, sums.twos, sums.fours) = (sum, sum_of_twos, sum_of_fours);
+        sums.eights += u64::from(eight.count_ones());
     }
-    8 * eights
-        + 4 * u64::from(fours.count_ones())
-        + 2 * u64::from(twos.count_ones())
-        + u64::from(ones.count_ones())
+    0
 }
 
 /// Adds three bits at each place: the carries, and the sums.
