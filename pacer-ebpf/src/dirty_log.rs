@@ -30,6 +30,11 @@ pub(crate) fn run_pages() -> u64 {
 /// Words that are added up in one go.
 const STRETCH_WORDS: usize = 64;
 
+/// How many stretches a piece has.
+const STRETCHES: u32 = 8;
+
+const _: () = assert!(STRETCHES as usize * STRETCH_WORDS == PIECE_WORDS);
+
 /// An address that is not a process'.
 const NOWHERE: *const c_void = usize::MAX as *const c_void;
 
@@ -185,7 +190,7 @@ fn count_ones() -> u64 {
     // the call.
     unsafe {
         bpf_loop(
-            (PIECE_WORDS / STRETCH_WORDS) as u32,
+            STRETCHES,
             add_stretch as *mut c_void,
             (&raw mut sums).cast(),
             0,
