@@ -96,7 +96,7 @@ impl Log {
                 device_pages: device_only(piece, &words),
             });
             let end = ((piece + 1) * PIECE_PAGES).min(self.pages);
-            if end == self.pages || end % PART_PAGES == 0 {
+            if end == self.pages || end.is_multiple_of(PART_PAGES) {
                 rest.counts.add(part);
                 rest.parts.push(EventKind::DirtyPart {
                     slot: self.slot,
