@@ -120,11 +120,17 @@ fn what_a_kvm_guest_reads_from_its_disk_is_found_dirty() -> Result<()> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    for (aio, cache) in [
+    let modes = [
         (DiskAio::Threads, DiskCache::Writeback),
         (DiskAio::Native, DiskCache::None),
         (DiskAio::IoUring, DiskCache::None),
-    ] {
+    ];
+    // The system calls are the same in all versions: one will do.
+    let count = match QemuVersion::from_env()? {
+        QemuVersion::System => modes.len(),
+        QemuVersion::V7_2 => 1,
+    };
+    for &(aio, cache) in &modes[..count] {
         let guest = BareGuest {
             ram_mib: 96,
             fill_mib: 24,
