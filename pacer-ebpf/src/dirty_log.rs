@@ -27,8 +27,9 @@ pub(crate) fn run_pages() -> u64 {
     u64::from(RUN_PIECES.load()) * PIECE_PAGES
 }
 
-/// Words that are added up in one go.
-const STRETCH_WORDS: usize = 64;
+/// The words of a piece are added up in so many goes.
+const STRETCHES: u32 = 8;
+const STRETCH_WORDS: usize = PIECE_WORDS / STRETCHES as usize;
 
 /// How many stretches a piece has.
 const STRETCHES: u32 = 8;
@@ -108,7 +109,7 @@ pub(crate) fn count_pages(log: &Log) -> Option<Counted> {
     // the call.
     unsafe {
         bpf_loop(
-            pieces(bytes) as u32,
+            u32::try_from(pieces(bytes)).unwrap_or(u32::MAX),
             count_piece as *mut c_void,
             (&raw mut walk).cast(),
             0,
@@ -209,7 +210,7 @@ unsafe extern "C" fn add_stretch(index: u32, context: *mut c_void) -> i64 {
     let Some(piece) = PIECE.get_ptr_mut(0) else {
         return 1;
     };
-    let first = index as usize % (PIECE_WORDS / STRETCH_WORDS) * STRETCH_WORDS;
+    let first = (index % STRETCHES) as usize * STRETCH_WORDS;
     // SAFETY: the CPU's own buffer; a stretch from `first` on is within it.
     let stretch = unsafe {
         &*piece
@@ -292,8 +293,11 @@ unsafe extern "C" fn take_group(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `take_device_only` passes its `Groups`, and nothing else uses it
     // now.
     let groups = unsafe { &mut *context.cast::<Groups>() };
+    let Ok(device_piece) = u32::try_from(groups.device_piece) else {
+        return 1;
+    };
     let (Some(device), Some(log)) = (
-        DEVICE_PIECES.get_ptr_mut(groups.device_piece as u32),
+        DEVICE_PIECES.get_ptr_mut(device_piece),
         PIECE.get_ptr_mut(0),
     ) else {
         return 1;

@@ -1,6 +1,6 @@
 //! `kvm:kvm_dirty_ring_push`: a vCPU has written a page that is logged in its
-//! ring. (Loaded and attached here, not proven: no guest runs with a ring on the
-//! software KVM where this was written.)
+//! ring. (Exact for a processor without QEMU; not proven on a guest, as QEMU's
+//! hang with rings on the software KVM where this was written.)
 
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;

@@ -20,15 +20,14 @@ fn ioctl_enter(context: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn try_ioctl_enter(context: &TracePointContext) -> Option<()> {
-    let argument = |offset| {
-        // SAFETY: the tracepoint has 8 bytes at either offset.
-        unsafe { *context.as_ptr().byte_add(offset).cast::<u64>() }
-    };
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is it")]
-    let request = argument(REQUEST_OFFSET) as u32;
+    // 32 bits, as at the exit. The lower half comes first.
+    // SAFETY: the tracepoint has 8 bytes there.
+    let request = unsafe { *context.as_ptr().byte_add(REQUEST_OFFSET).cast::<u32>() };
     if matches!(request, kvm::GET_DIRTY_LOG | kvm::CLEAR_DIRTY_LOG) {
         observed_thread()?;
-        kvm::before_call(request, argument(ARGUMENT_OFFSET))?;
+        // SAFETY: as above.
+        let argument = unsafe { *context.as_ptr().byte_add(ARGUMENT_OFFSET).cast::<u64>() };
+        kvm::before_call(request, argument)?;
     }
     Some(())
 }

@@ -49,8 +49,8 @@ pub enum Origin {
     /// bound, not to be learned from.
     DirtyLogPart,
     /// Counted by eBPF in KVM's dirty rings; a page that QEMU took out of a ring
-    /// within the window counts again when it is written again. Not proven: no
-    /// guest runs with rings where this was written.
+    /// within the window counts again when it is written again. Not proven with
+    /// QEMU, whose guests hang with rings where this was written.
     DirtyRing,
     /// Counted by eBPF where a guest under TCG stores to a page for the first
     /// time after a sync. Exact for a guest with one address space; within 3 %

@@ -53,8 +53,10 @@ pub enum EventKind {
     },
     /// QEMU emptied KVM's dirty rings.
     RingsReset {
-        /// Pages that were in them, each once.
+        /// Pages that were in them and that QEMU had seen, each once.
         pages: u64,
+        /// Pages pushed into them since the time before.
+        pushed: u64,
     },
     /// One part of the log that the next [`EventKind::DirtyLog`] is about: of
     /// 1 GiB, or what is left of the slot. Slots of one part have none.
@@ -132,7 +134,10 @@ fn kind_of(event: &RawEvent) -> Option<EventKind> {
             inferred: event.flags & raw::INFERRED != 0,
         },
         raw::LOG_UNREAD => EventKind::LogUnread { slot: subject },
-        raw::RINGS_RESET => EventKind::RingsReset { pages: a },
+        raw::RINGS_RESET => EventKind::RingsReset {
+            pages: a,
+            pushed: b,
+        },
         raw::DIRTY_PART => EventKind::DirtyPart {
             slot: subject,
             first_page: b,

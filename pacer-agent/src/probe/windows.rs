@@ -179,7 +179,7 @@ impl DirtyWindows {
                 self.rings.begin_end(event.at);
                 sample
             }
-            EventKind::RingsReset { pages } => {
+            EventKind::RingsReset { pages, .. } => {
                 self.rings.add(pages);
                 None
             }
@@ -655,7 +655,10 @@ mod tests {
     #[test]
     fn rings_are_told_of_from_sync_to_sync() {
         let mut windows = DirtyWindows::new();
-        let reset = |pages| EventKind::RingsReset { pages };
+        let reset = |pages| EventKind::RingsReset {
+            pages,
+            pushed: pages,
+        };
         let script = [
             (0, EventKind::BitmapSync),
             (1, reset(900)),

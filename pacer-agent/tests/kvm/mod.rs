@@ -4,6 +4,7 @@
 mod device_reads;
 mod large;
 mod processor;
+mod rings;
 
 use std::ffi::c_void;
 use std::fs::File;

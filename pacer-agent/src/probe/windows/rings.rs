@@ -1,7 +1,7 @@
 //! KVM's dirty rings: pages from one sync to the next.
 //!
 //! QEMU empties the rings at a sync just after the mark that shows it, and in
-//! between when they fill up. Not proven on a guest: see the programs.
+//! between when they fill up. Not proven with QEMU: see the programs.
 
 use super::BURST_GAP;
 use crate::pacing::sample::{DirtyWindow, Origin, Sample};
