@@ -31,11 +31,6 @@ pub(crate) fn run_pages() -> u64 {
 const STRETCHES: u32 = 8;
 const STRETCH_WORDS: usize = PIECE_WORDS / STRETCHES as usize;
 
-/// How many stretches a piece has.
-const STRETCHES: u32 = 8;
-
-const _: () = assert!(STRETCHES as usize * STRETCH_WORDS == PIECE_WORDS);
-
 /// An address that is not a process'.
 const NOWHERE: *const c_void = usize::MAX as *const c_void;
 
