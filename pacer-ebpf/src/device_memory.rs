@@ -111,10 +111,6 @@ fn note(range: &Range, address: u64, bytes: u64) {
 }
 
 /// Notes the pages of one word.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a piece's number and a place in a piece are small"
-)]
 unsafe extern "C" fn note_word(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `note` passes its `Marks`, and nothing else uses it now.
     let marks = unsafe { &*context.cast::<Marks>() };

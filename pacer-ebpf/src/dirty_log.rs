@@ -83,10 +83,6 @@ struct Walk {
 /// Counts what is in `log` as far as one run goes, and reports its parts if it
 /// has several. `None`, and counted, where it cannot be read.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the caller has cut it to what one run counts"
-)]
 pub(crate) fn count_pages(log: &Log) -> Option<Counted> {
     let pages = log.pages.min(run_pages());
     let bytes = bitmap_bytes(pages);
@@ -280,10 +276,6 @@ fn take_device_only(device_piece: u32) -> u64 {
 }
 
 /// Takes out the first group that is left.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a piece's number is below the map's size"
-)]
 unsafe extern "C" fn take_group(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `take_device_only` passes its `Groups`, and nothing else uses it
     // now.
