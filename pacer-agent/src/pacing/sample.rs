@@ -53,7 +53,7 @@ pub enum Origin {
     /// QEMU, whose guests hang with rings where this was written.
     DirtyRing,
     /// Counted by eBPF where a guest under TCG stores to a page for the first
-    /// time after a sync. Exact for a guest with one address space; within 3 %
+    /// time after a sync. Exact for a guest with one address space; within 5 %
     /// of what QEMU finds on Linux, and 8 % in windows of 0.1 s.
     StoreHelper,
     /// QEMU's own counter of pages found dirty at a sync.

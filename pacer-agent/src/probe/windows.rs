@@ -180,8 +180,11 @@ impl DirtyWindows {
                 sample
             }
             EventKind::RingsReset { pages, .. } => {
+                // Pages of the next window end the last one, if nobody did.
+                let due = self.rings.is_due(event.at);
+                let sample = due.then(|| self.rings.end()).flatten();
                 self.rings.add(pages);
-                None
+                sample
             }
             EventKind::MigrationState { .. } => self.end_burst(),
         }
