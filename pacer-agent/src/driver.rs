@@ -91,6 +91,8 @@ pub struct Driver {
     probe: Option<Probe>,
     windows: DirtyWindows,
     watch: CompletionWatch,
+    /// Syncs at which a TCG guest's stores were counted.
+    syncs_watched: u32,
     switchover: Switchover,
     /// A channel is relayed.
     under_way: bool,
@@ -142,6 +144,7 @@ impl Driver {
             probe: None,
             windows: DirtyWindows::new(),
             watch: CompletionWatch::default(),
+            syncs_watched: 0,
             switchover: Switchover::default(),
             under_way: false,
             ending: None,

@@ -117,7 +117,9 @@ fn two_probes_in_one_process_do_not_mix() {
     let probes = punchers
         .each_ref()
         .map(|puncher| Probe::attach(puncher.pid()).expect("it attaches"));
-    punchers.each_mut().map(Puncher::punch);
+    for puncher in &mut punchers {
+        puncher.punch();
+    }
     let discarded = probes.map(|mut probe| {
         let files = probe.activity().files;
         let bytes = files.iter().map(|file| file.discarded.bytes);

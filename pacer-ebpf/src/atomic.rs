@@ -23,6 +23,23 @@ pub(crate) unsafe fn or(word: *mut u64, bits: u64) {
     unsafe { AtomicU64::from_ptr(word) }.fetch_or(bits, Ordering::Relaxed);
 }
 
+/// Adds `value` to the word, around the end.
+///
+/// # Safety
+///
+/// As [`or`].
+#[inline(always)]
+pub(crate) unsafe fn add(word: *mut u64, value: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's word.
+    unsafe {
+        asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's word.
+    unsafe { AtomicU64::from_ptr(word) }.fetch_add(value, Ordering::Relaxed);
+}
+
 /// Puts `value` into the word and returns what was there.
 ///
 /// # Safety

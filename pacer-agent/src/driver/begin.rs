@@ -14,7 +14,7 @@ use crate::exit::Failure;
 use crate::fault;
 use crate::journal::{Entry, Journal, Step, directory};
 use crate::link::{Link, Ready};
-use crate::measure;
+use crate::measure::{self, Accelerator};
 use crate::pacing::sample::{Ram, Sample};
 use crate::pacing::session::{Session, SessionConfig};
 use crate::pacing::time::Time;
@@ -75,6 +75,7 @@ impl Driver {
         if let Some(end) = self.act(now).await {
             return Ok(Some(end));
         }
+        self.watch_stores();
         self.start_migration().await?;
         Ok(None)
     }
@@ -130,7 +131,10 @@ impl Driver {
                 }
                 tracing::info!(pid = qemu.pid, "eBPF probe attached");
                 self.probe = Some(probe);
-                self.record.attached(qemu.pid, clock::now());
+                let now = clock::now();
+                self.record.attached(qemu.pid, now);
+                // Now, and not in the loop: block devices are attached to.
+                self.record.show_probe(&mut self.probe, now);
             }
             Err(error) => self.go_on_without_probe(error),
         }
@@ -153,6 +157,26 @@ impl Driver {
         match Probe::wait() {
             Ok(probe) => self.probe = Some(probe),
             Err(error) => self.go_on_without_probe(error),
+        }
+    }
+
+    /// Under TCG only the stores themselves show which pages are written.
+    fn watch_stores(&mut self) {
+        let is_tcg = self
+            .prepared
+            .monitored
+            .as_ref()
+            .is_some_and(|monitored| monitored.accelerator == Accelerator::Tcg);
+        if let Some(probe) = &mut self.probe
+            && is_tcg
+        {
+            match probe.watch_stores(true) {
+                Ok(()) => self.syncs_watched = 0,
+                Err(error) => tracing::warn!(
+                    "the guest's stores are not counted: {:#}",
+                    anyhow::Error::new(error)
+                ),
+            }
         }
     }
 

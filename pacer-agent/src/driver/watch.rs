@@ -35,6 +35,9 @@ const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 const STATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A cancel that raced with the end would show by then.
 const STATE_SETTLE: Duration = Duration::from_millis(50);
+/// Syncs at which a TCG guest's stores are counted: the first begins a window,
+/// the others each tell one, and QEMU's own figures of later ones then serve.
+const WATCHED_SYNCS: u32 = 3;
 /// A step of the wall's clock that is followed.
 const WALL_STEP_NANOS: u128 = 1_000_000_000;
 
@@ -230,6 +233,7 @@ impl Driver {
 
     pub(super) fn take_probe_events(&mut self) {
         let Some(probe) = &mut self.probe else { return };
+        let mut stores_counted = 0;
         for event in probe.drain() {
             if let Some(sample) = self.windows.handle_event(&event) {
                 tracing::debug!(?sample, "dirty log");
@@ -238,9 +242,23 @@ impl Driver {
             }
             match event.kind {
                 EventKind::MigrationState { old, new } => self.watch.on_state(old, new),
+                EventKind::StoresCounted { .. } => stores_counted += 1,
                 EventKind::GuestStopping if self.under_way => self.on_stop(event.at),
                 _ => {}
             }
+        }
+        self.end_watching_stores(stores_counted);
+    }
+
+    /// A guest under TCG is slowed down while its stores are counted.
+    fn end_watching_stores(&mut self, syncs: u32) {
+        self.syncs_watched += syncs;
+        if let Some(probe) = &mut self.probe
+            && syncs > 0
+            && self.syncs_watched >= WATCHED_SYNCS
+            && let Err(error) = probe.watch_stores(false)
+        {
+            tracing::debug!(%error, "the programs count on");
         }
     }
 

@@ -60,17 +60,27 @@ impl Known {
     }
 
     /// One entry for each file that did something and each image that is open.
+    /// `block_devices`: what lies under the devices that images are on.
     pub(super) fn disks(
         &self,
         now: &[FileActivity],
         before: &[FileActivity],
+        block_devices: &BTreeMap<DeviceId, DeviceId>,
         tick: Tick,
     ) -> Vec<Disk> {
+        let disk = |file: &FileActivity, earlier, image: Option<&Image>| {
+            let on = image.map(|image| image.on);
+            let block_device = on.and_then(|on| block_devices.get(&on).copied());
+            Disk {
+                block_device: block_device.map(numbers),
+                ..disk(file, earlier, image, tick)
+            }
+        };
         let mut disks: Vec<Disk> = now
             .iter()
             .map(|file| {
                 let earlier = before.iter().find(|earlier| earlier.id == file.id);
-                disk(file, earlier, self.find(file.id), tick)
+                disk(file, earlier, self.find(file.id))
             })
             .collect();
         let used: Vec<FileId> = now
@@ -84,7 +94,7 @@ impl Known {
                     id: image.id,
                     ..FileActivity::default()
                 };
-                disks.push(disk(&unused, None, Some(image), tick));
+                disks.push(disk(&unused, None, Some(image)));
             }
         }
         disks.sort_by(|one, other| (&one.path, one.inode).cmp(&(&other.path, other.inode)));
@@ -123,7 +133,7 @@ fn disk(
         discarded_bytes_per_second: rate(|file| file.discarded),
         read_bytes_per_second: rate(|file| file.read),
         chunks: chunks(&file.chunks),
-        block_device: image.and_then(|image| image.block_device).map(numbers),
+        block_device: None,
     }
 }
 

@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use rustix::fs::{major, minor};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use crate::probe::activity::{DeviceId, FileId};
@@ -36,9 +35,9 @@ pub struct Image {
     pub direct: bool,
     /// Some descriptor has it open for writing.
     pub writable: bool,
-    /// The block device that it is, or that its file system is on. `None` where
-    /// that is no single one.
-    pub block_device: Option<DeviceId>,
+    /// The block device that it is, or the device of its file system, which is
+    /// none of its own where that is on several, or on none.
+    pub on: DeviceId,
 }
 
 /// A descriptor, told from others that had its number before.
@@ -130,42 +129,23 @@ impl<P: AsFd> Images<P> {
         }
         Ok(Some(Image {
             id: FileId {
-                device: device_id(metadata.dev()),
+                device: DeviceId::from_stat(metadata.dev()),
                 inode: metadata.ino(),
             },
             path: path.to_string_lossy().into_owned(),
             direct: false,
             writable: false,
-            block_device: block_device(&metadata),
+            on: device_on(&metadata),
         }))
     }
 }
 
-/// The name of the block device `id`, as in `/dev`.
-#[must_use]
-pub fn device_name(id: DeviceId) -> Option<String> {
-    let link = fs::read_link(format!("/sys/dev/block/{}:{}", id.major, id.minor)).ok()?;
-    Some(link.file_name()?.to_string_lossy().into_owned())
-}
-
-fn block_device(metadata: &Metadata) -> Option<DeviceId> {
-    let number = if metadata.file_type().is_block_device() {
+fn device_on(metadata: &Metadata) -> DeviceId {
+    DeviceId::from_stat(if metadata.file_type().is_block_device() {
         metadata.rdev()
     } else {
         metadata.dev()
-    };
-    let id = device_id(number);
-    // File systems on several devices, or on none, have a number of their own.
-    Path::new(&format!("/sys/dev/block/{}:{}", id.major, id.minor))
-        .exists()
-        .then_some(id)
-}
-
-fn device_id(number: u64) -> DeviceId {
-    DeviceId {
-        major: major(number),
-        minor: minor(number),
-    }
+    })
 }
 
 /// What a file of `fdinfo` says: the descriptor and its flags.

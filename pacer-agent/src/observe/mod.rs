@@ -19,6 +19,7 @@ mod rights;
 mod screen;
 pub mod state;
 pub mod table;
+mod underlying;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -38,6 +38,7 @@ pub struct RamState {
     logged: BTreeMap<u32, u64>,
     total_bytes: Option<u64>,
     last_log: Option<Time>,
+    last_part: Option<Time>,
     /// Whether QEMU is asked.
     pub asking: Asking,
 }
@@ -71,17 +72,26 @@ impl RamState {
 
     /// A window ended at `at`.
     pub fn handle_window(&mut self, window: DirtyWindow, at: Time) {
-        if window.origin == Origin::DirtyLog {
+        if is_seen(window.origin) {
             self.last_log = Some(at);
         }
         if window.window.is_zero() {
             return;
         }
-        self.newest
-            .insert(class(window.window.as_secs_f64()), (at, window));
+        // A part of the memory says nothing of all of it.
+        if window.origin == Origin::DirtyLogPart {
+            self.last_part = Some(at);
+        } else {
+            self.newest
+                .insert(class(window.window.as_secs_f64()), (at, window));
+        }
         let totals = self.totals.entry(word(window.origin)).or_default();
         totals.syncs += 1;
         totals.pages = totals.pages.saturating_add(window.pages);
+        if let Some(pages) = device_pages(&window) {
+            let sum = totals.device_pages.unwrap_or(0);
+            totals.device_pages = Some(sum.saturating_add(pages));
+        }
         self.new.push((at, window));
     }
 
@@ -113,7 +123,7 @@ impl RamState {
                 .collect(),
             known,
             totals: self.totals.clone(),
-            why_not: (!known).then(|| self.why_not().to_owned()),
+            why_not: (!known).then(|| self.why_not(now).to_owned()),
         }
     }
 
@@ -125,7 +135,14 @@ impl RamState {
         self.total_bytes.map(|bytes| bytes / PAGE_BYTES)
     }
 
-    const fn why_not(&self) -> &'static str {
+    fn why_not(&self, now: Time) -> &'static str {
+        if self
+            .last_part
+            .is_some_and(|at| now.since(at) <= OUT_OF_DATE)
+        {
+            return "pacer came while QEMU logged already: only a part of the memory is seen \
+                    until QEMU has cleared its whole log";
+        }
         match self.asking {
             Asking::WithoutQmp => {
                 "outside of a migration nothing shows which pages are written; with --qmp Pacer \
@@ -142,7 +159,7 @@ fn sync(at: Time, window: &DirtyWindow, started: Time, total_pages: Option<u64>)
         at_seconds: at.since(started).as_secs_f64(),
         window_seconds: window.window.as_secs_f64(),
         pages: window.pages,
-        device_pages: None,
+        device_pages: device_pages(window),
         total_pages,
         origin: word(window.origin),
     }
@@ -152,11 +169,21 @@ fn dirty_rate(at: Time, window: &DirtyWindow, now: Time) -> DirtyRate {
     let window_seconds = window.window.as_secs_f64();
     DirtyRate {
         window_seconds,
-        pages: window.pages,
-        pages_per_second: to_f64(window.pages) / window_seconds,
+        pages: window.all_pages(),
+        pages_per_second: to_f64(window.all_pages()) / window_seconds,
         age_seconds: now.since(at).as_secs_f64(),
         origin: word(window.origin),
     }
+}
+
+/// Pages that only devices wrote, where they are told apart.
+fn device_pages(window: &DirtyWindow) -> Option<u64> {
+    matches!(window.origin, Origin::DirtyLog | Origin::DirtyLogPart).then_some(window.device_pages)
+}
+
+/// Whether the probe counted it, and not QEMU.
+fn is_seen(origin: Origin) -> bool {
+    origin.marks_sync() || origin == Origin::DirtyLogPart
 }
 
 /// The word for where a figure comes from.
@@ -164,6 +191,9 @@ fn dirty_rate(at: Time, window: &DirtyWindow, now: Time) -> DirtyRate {
 pub const fn word(origin: Origin) -> &'static str {
     match origin {
         Origin::DirtyLog => "dirty-log",
+        Origin::DirtyLogPart => "dirty-log-part",
+        Origin::DirtyRing => "dirty-ring",
+        Origin::StoreHelper => "store-helper",
         Origin::Qemu => "qemu",
         Origin::PageSampling => "page-sampling",
         Origin::Stream => "stream",
@@ -205,6 +235,7 @@ mod tests {
         DirtyWindow {
             window: Duration::from_millis(milliseconds),
             pages,
+            device_pages: 0,
             origin,
         }
     }
@@ -272,13 +303,48 @@ mod tests {
     }
 
     #[test]
+    fn what_devices_wrote_is_told_apart_where_it_can_be() {
+        let mut ram = RamState::default();
+        let seen = DirtyWindow {
+            device_pages: 3,
+            ..window(100, 7, Origin::DirtyLog)
+        };
+        ram.handle_window(seen, at(1));
+        ram.handle_window(seen, at(101));
+        ram.handle_window(window(1000, 9, Origin::PageSampling), at(1000));
+        let line = ram.line(at(0), at(1000));
+        assert_eq!(line.syncs[0].pages, 7);
+        assert_eq!(line.syncs[0].device_pages, Some(3));
+        assert_eq!(line.syncs[2].device_pages, None);
+        assert_eq!(line.dirty_rates[0].pages, 10, "of whatever writer");
+        let totals = line.totals["dirty-log"];
+        assert_eq!((totals.syncs, totals.pages), (2, 14));
+        assert_eq!(totals.device_pages, Some(6));
+        assert_eq!(line.totals["page-sampling"].device_pages, None);
+    }
+
+    #[test]
+    fn a_part_of_the_memory_is_no_rate() {
+        let mut ram = RamState::default();
+        ram.handle_window(window(100, 7, Origin::DirtyLogPart), at(1));
+        let line = ram.line(at(0), at(2));
+        assert_eq!(line.syncs[0].origin, "dirty-log-part");
+        assert_eq!(line.dirty_rates, []);
+        assert!(line.why_not.is_some_and(|why| why.contains("a part")));
+        ram.handle_window(window(100, 7, Origin::DirtyLog), at(3));
+        assert!(ram.line(at(0), at(4)).known);
+    }
+
+    #[test]
     fn slots_that_are_logged_are_the_total() {
         let mut ram = RamState::default();
         let event = |kind| Event { at: at(1), kind };
         let log = |slot, total_pages| EventKind::DirtyLog {
             slot,
             dirty_pages: 1,
+            device_pages: 0,
             total_pages,
+            inferred: false,
         };
         ram.handle_event(&event(log(0, 1000)));
         ram.handle_event(&event(log(1, 24)));

@@ -1,59 +1,58 @@
 //! Reads everything that a line is made from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use procfs::net::TcpNetEntry;
 use procfs::process::Process;
 
-use super::images::{Image, Images, device_name};
+use super::images::Images;
 use super::rights;
-use super::state::{Reading, State};
+use super::state::{Ends, Ports, Reading, State};
+use super::underlying::Underlying;
 use crate::clock;
 use crate::probe::Probe;
-use crate::probe::activity::{Activity, DeviceId};
-use crate::probe::block_devices::{Backing, Host};
+use crate::probe::activity::Activity;
 
 /// There is no such process.
 const ESRCH: i32 = 3;
+
+/// A longer warning is shortened.
+const MOST_CHARS: usize = 800;
 
 /// Reads what belongs to one process.
 #[derive(Debug)]
 pub(super) struct Reader {
     pid: u32,
     images: Images<OwnedFd>,
-    device_names: BTreeMap<DeviceId, String>,
-    /// What the images are on: their file systems' devices, or themselves.
-    storage: BTreeSet<DeviceId>,
-    /// What of it is not watched.
-    device_warnings: Vec<String>,
+    underlying: Underlying,
     /// What is wrong with QEMU's measurements.
     pub(super) qemu_warning: Option<String>,
 }
 
 impl Reader {
-    pub(super) const fn new(pid: u32, pidfd: OwnedFd) -> Self {
+    pub(super) fn new(pid: u32, pidfd: OwnedFd) -> Self {
         Self {
             pid,
             images: Images::new(pid, pidfd),
-            device_names: BTreeMap::new(),
-            storage: BTreeSet::new(),
-            device_warnings: Vec::new(),
+            underlying: Underlying::default(),
             qemu_warning: None,
         }
     }
 
     /// What is to be told now.
     pub(super) fn read(&mut self, probe: &mut Probe, state: &State) -> Reading {
+        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
         let images = self.images.open();
-        if let Ok(images) = &images {
-            self.watch_devices(probe, images);
+        match &images {
+            Ok(images) => self.underlying.watch(probe, images),
+            Err(error) => warnings.extend(explain(error)),
         }
+        warnings.extend(self.underlying.warnings());
         let at = clock::now();
         let activity = probe.activity();
         let counters = probe.counters();
-        let mut warnings = probe.warnings().to_vec();
         if counters.run_ns.is_none() {
             warnings.push(
                 "what the probe costs: the kernel does not count it (as root, or once \
@@ -61,17 +60,13 @@ impl Reader {
                     .to_owned(),
             );
         }
-        if let Err(error) = &images {
-            warnings.extend(explain(error));
-        }
-        warnings.extend(self.device_warnings.iter().cloned());
         warnings.extend(self.qemu_warning.clone());
-        self.name_devices(&activity);
         Reading {
             at,
             wall: clock::wall(),
             connections: self.connections(&activity, state),
-            device_names: self.device_names.clone(),
+            block_devices: self.underlying.block_devices(),
+            device_names: self.underlying.names().clone(),
             cost: probe.cost(),
             activity,
             counters,
@@ -80,52 +75,8 @@ impl Reader {
         }
     }
 
-    /// Watches the devices under the images, if those are on others than before.
-    fn watch_devices(&mut self, probe: &mut Probe, images: &[Image]) {
-        let storage: BTreeSet<DeviceId> = images
-            .iter()
-            .map(|image| image.block_device.unwrap_or(image.id.device))
-            .collect();
-        if storage == self.storage {
-            return;
-        }
-        let host = Host::default();
-        let under: Vec<Backing> = storage.iter().map(|id| host.devices_under(*id)).collect();
-        let unknown = under.iter().flat_map(|backing| &backing.unknown);
-        self.device_warnings = unknown
-            .map(|reason| format!("the device under an image: {reason}"))
-            .collect();
-        let devices: BTreeSet<DeviceId> = under
-            .iter()
-            .flat_map(|backing| &backing.devices)
-            .copied()
-            .collect();
-        let devices: Vec<DeviceId> = devices.into_iter().collect();
-        if let Err(error) = probe.watch_devices(&devices) {
-            let error = anyhow::Error::new(error);
-            self.device_warnings
-                .push(format!("the devices under the images: {error:#}"));
-        }
-        self.storage = storage;
-    }
-
-    fn name_devices(&mut self, activity: &Activity) {
-        let ids: BTreeSet<DeviceId> = activity.devices.iter().map(|device| device.id).collect();
-        for id in ids {
-            if !self.device_names.contains_key(&id)
-                && let Some(name) = device_name(id)
-            {
-                self.device_names.insert(id, name);
-            }
-        }
-    }
-
     /// The ends of the connections that are new.
-    fn connections(
-        &self,
-        activity: &Activity,
-        state: &State,
-    ) -> BTreeMap<(u16, u16), (String, String)> {
+    fn connections(&self, activity: &Activity, state: &State) -> BTreeMap<Ports, Ends> {
         let is_new = |socket| !state.knows_connection(socket);
         if !activity.sockets.iter().any(is_new) {
             return BTreeMap::new();
@@ -138,10 +89,22 @@ impl Reader {
     }
 }
 
-fn ends(entry: TcpNetEntry) -> ((u16, u16), (String, String)) {
+fn ends(entry: TcpNetEntry) -> (Ports, Ends) {
     let (local, peer) = (entry.local_address, entry.remote_address);
     let ports = (local.port(), peer.port());
     (ports, (local.to_string(), peer.to_string()))
+}
+
+/// A warning without the middle of what the kernel's verifier has to say, which
+/// may be 100 KB: its last lines have the reason.
+fn brief(warning: &str) -> String {
+    let chars = warning.chars().count();
+    if chars <= MOST_CHARS {
+        return warning.to_owned();
+    }
+    let start = warning.chars().take(MOST_CHARS / 2);
+    let end = warning.chars().skip(chars - MOST_CHARS / 2);
+    start.chain(" … ".chars()).chain(end).collect()
 }
 
 /// Why the images are not known; nothing of a process that has just ended.
@@ -164,5 +127,19 @@ fn explain(error: &io::Error) -> Option<String> {
         io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => None,
         _ if error.raw_os_error() == Some(ESRCH) => None,
         _ => Some(format!("which files the images are: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_warning_keeps_its_ends() {
+        assert_eq!(brief("short"), "short");
+        let text = format!("first {} last", "é".repeat(100_000));
+        let text = brief(&text);
+        assert!(text.starts_with("first ") && text.ends_with(" last"));
+        assert_eq!(text.chars().count(), MOST_CHARS + 3);
     }
 }

@@ -8,12 +8,17 @@ use super::images::Image;
 use super::line::{DeviceReads, Line, Probe, Program, Qemu, Socket};
 use super::ram::RamState;
 use crate::pacing::time::Time;
-use crate::probe::activity::{Activity, DeviceId, SocketActivity};
+use crate::probe::activity::{Activity, DeviceId, SocketActivity, SocketFamily};
 use crate::probe::{ProbeCost, ProbeCounters};
 use crate::units::to_f64;
 
 /// The format's version.
 const SCHEMA: u32 = 1;
+
+/// A connection's local and peer port.
+pub type Ports = (u16, u16);
+/// A connection's local and peer address.
+pub type Ends = (String, String);
 
 /// Everything that was read for one line.
 #[derive(Debug, Default)]
@@ -30,10 +35,12 @@ pub struct Reading {
     pub cost: ProbeCost,
     /// The images that are open. `None`: they could not be looked at.
     pub images: Option<Vec<Image>>,
+    /// The block device that holds what is on a device, where one does.
+    pub block_devices: BTreeMap<DeviceId, DeviceId>,
     /// The block devices' names.
     pub device_names: BTreeMap<DeviceId, String>,
     /// The ends of connections, by local and peer port.
-    pub connections: BTreeMap<(u16, u16), (String, String)>,
+    pub connections: BTreeMap<Ports, Ends>,
     /// What is not seen, and why.
     pub warnings: Vec<String>,
 }
@@ -48,7 +55,7 @@ pub struct State {
     /// The guest's memory.
     pub ram: RamState,
     known: Known,
-    connections: BTreeMap<(u16, u16), (String, String)>,
+    connections: BTreeMap<Ports, Ends>,
     /// When the last line was made. `None` before the first.
     last_at: Option<Time>,
     last: Activity,
@@ -89,7 +96,12 @@ impl State {
             ended,
             qemu: self.qemu.clone(),
             ram: self.ram.line(self.started, reading.at),
-            disks: self.known.disks(&activity.files, &self.last.files, tick),
+            disks: self.known.disks(
+                &activity.files,
+                &self.last.files,
+                &reading.block_devices,
+                tick,
+            ),
             backends: backends(&activity.backends),
             devices: devices(
                 &activity.devices,
@@ -113,8 +125,9 @@ impl State {
     /// Whether both ends of a connection are known.
     #[must_use]
     pub fn knows_connection(&self, socket: &SocketActivity) -> bool {
+        let has_ports = matches!(socket.family, SocketFamily::Ip4 | SocketFamily::Ip6);
         let ports = (socket.local_port, socket.peer_port);
-        ports == (0, 0) || self.connections.contains_key(&ports)
+        !has_ports || self.connections.contains_key(&ports)
     }
 
     fn sockets(&mut self, sockets: &[SocketActivity]) -> Vec<Socket> {
@@ -129,14 +142,15 @@ impl State {
 
     fn socket(&self, socket: &SocketActivity) -> Socket {
         let ports = (socket.local_port, socket.peer_port);
-        let port = |port: u16| match port {
-            // Not TCP: all of its family are one.
-            0 => socket.family.to_string(),
-            port => format!(":{port}"),
+        let port = |port: u16| match socket.family {
+            SocketFamily::Unix => "unix".to_owned(),
+            SocketFamily::Ip4 | SocketFamily::Ip6 => format!(":{port}"),
+            SocketFamily::Other(family) => format!("family {family}"),
         };
         let (local, peer) = self
             .connections
             .get(&ports)
+            .filter(|_| ports != (0, 0))
             .cloned()
             .unwrap_or_else(|| (port(ports.0), port(ports.1)));
         Socket {
@@ -180,9 +194,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::activity::{
-        DeviceActivity, DeviceRequests, FileActivity, FileId, Requests, SocketFamily,
-    };
+    use crate::probe::activity::{DeviceActivity, DeviceRequests, FileActivity, FileId, Requests};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -334,21 +346,18 @@ mod tests {
             sent_bytes: 5,
         };
         assert!(!state.knows_connection(&socket));
-        let mut tick = |connections: &[((u16, u16), (&str, &str))]| {
+        let mut tick = |connections: &[(Ports, Ends)]| {
             let mut reading = reading(11, vec![], vec![]);
             reading.activity.sockets = vec![socket.clone()];
-            let own = |(ports, ends): &((u16, u16), (&str, &str))| {
-                (*ports, (ends.0.to_owned(), ends.1.to_owned()))
-            };
-            reading.connections = connections.iter().map(own).collect();
+            reading.connections = connections.iter().cloned().collect();
             let socket = state.line(reading, false).sockets.remove(0);
             (socket.local, socket.peer)
         };
-        assert_eq!(tick(&[]), (":40000".to_owned(), ":4444".to_owned()));
-        let ends = ("127.0.0.1:40000", "127.0.0.1:4444");
-        let known = (ends.0.to_owned(), ends.1.to_owned());
-        let other = ((1, 2), ("x", "y"));
-        assert_eq!(tick(&[((40_000, 4444), ends), other]), known);
+        let ends = |local: &str, peer: &str| (local.to_owned(), peer.to_owned());
+        assert_eq!(tick(&[]), ends(":40000", ":4444"));
+        let known = ends("127.0.0.1:40000", "127.0.0.1:4444");
+        let other = ((1, 2), ends("x", "y"));
+        assert_eq!(tick(&[((40_000, 4444), known.clone()), other]), known);
         assert_eq!(tick(&[]), known, "it may be closed by now");
     }
 

@@ -40,7 +40,7 @@ pub struct Session {
     before_change: f64,
     /// The last errors of the curve about syncs, as logarithms.
     errors: VecDeque<f64>,
-    /// When the dirty log was last read.
+    /// When a sync was last counted by the probe.
     logged_at: Option<Time>,
     told: (Verdict, Option<Duration>),
     forecast: Option<ForecastRecord>,
@@ -215,7 +215,7 @@ impl Session {
     }
 
     fn on_dirty(&mut self, window: DirtyWindow, at: Time) {
-        if window.origin == Origin::DirtyLog {
+        if window.origin.marks_sync() {
             self.logged_at = Some(at);
             if matches!(self.phase, Phase::Copying { .. }) {
                 self.learn(window, at);

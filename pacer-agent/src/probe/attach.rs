@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use aya::maps::{Array, MapData, RingBuf};
-use aya::programs::uprobe::{UProbeError, UProbeScope};
+use aya::programs::uprobe::{UProbeError, UProbeLink, UProbeLinkId, UProbeScope};
 use aya::programs::{Program, ProgramError, RawTracePoint, TracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
 use pacer_common::block::BLOCK_LAYOUT;
 use pacer_common::kernel::KERNEL_LAYOUT;
 use pacer_common::socket::SOCKET_LAYOUT;
 use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
-use pacer_common::{device, event, settings};
+use pacer_common::{device, dirty_log, event, settings, store};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
 use super::kernel::Kernel;
 use super::tracepoints::Tracepoints;
-use super::{ProbeError, build_id, open_files, process};
+use super::{ProbeError, ProbeOptions, build_id, open_files, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 pub(super) const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -67,11 +67,13 @@ pub(super) fn load(
     kernel: &Kernel,
     tracepoints: &Tracepoints,
     pid: Option<u32>,
+    options: &ProbeOptions,
 ) -> Result<Ebpf, ProbeError> {
     let device_pieces = process::device_pieces(pid);
     EbpfLoader::new()
         .map_max_entries(device::DEVICE_PIECES, device_pieces)
         .override_global(device::DEVICE_ENTRIES, &device_pieces, true)
+        .override_global(dirty_log::RUN_PIECES, &options.run_pieces(), true)
         .override_global(KERNEL_LAYOUT, &kernel.layout, true)
         .override_global(BLOCK_LAYOUT, &kernel.block.unwrap_or_default(), true)
         .override_global(SOCKET_LAYOUT, &kernel.sockets.unwrap_or_default(), true)
@@ -103,12 +105,9 @@ pub(super) fn observe(
     kernel: &Kernel,
     tracepoints: &Tracepoints,
 ) -> Result<Attached, ProbeError> {
-    let name = settings::OBSERVED;
-    let map = ebpf.map_mut(name).ok_or(ProbeError::Incomplete { name })?;
-    Array::<_, u32>::try_from(map)
-        .and_then(|mut observed| observed.set(0, tgid, 0))
-        .map_err(|source| ProbeError::Map { name, source })?;
+    set(ebpf, settings::OBSERVED, tgid)?;
     let mut warnings = Vec::new();
+    attach_rings(ebpf);
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
     if open_files::has_tap(tgid) {
         attach_optional(ebpf, &hooks::TAP, &mut warnings);
@@ -178,6 +177,29 @@ fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
     }
 }
 
+/// Sets the one number in the array `name`.
+fn set(ebpf: &mut Ebpf, name: &'static str, value: u32) -> Result<(), ProbeError> {
+    let map = ebpf.map_mut(name).ok_or(ProbeError::Incomplete { name })?;
+    Array::<_, u32>::try_from(map)
+        .and_then(|mut array| array.set(0, value, 0))
+        .map_err(|source| ProbeError::Map { name, source })
+}
+
+/// Attaches what sees QEMU begin a call about a dirty log.
+pub(super) fn attach_large_slots(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    attach_tracepoint(ebpf, &hooks::LARGE_SLOTS)
+}
+
+/// No warning: QEMU uses rings only where it is told to, and says how many pages
+/// were in them by another call.
+fn attach_rings(ebpf: &mut Ebpf) {
+    let mut warnings = Vec::new();
+    attach_optional(ebpf, &hooks::RINGS, &mut warnings);
+    for warning in warnings {
+        tracing::debug!("{warning}");
+    }
+}
+
 fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) {
     for hook in hooks {
         if let Err(error) = attach_tracepoint(ebpf, hook) {
@@ -233,12 +255,57 @@ fn attach_first(ebpf: &mut Ebpf, function: &Function, tgid: u32) -> Result<(), S
     Err(warning)
 }
 
+/// Attaches what sees the stores of a guest under TCG; all of it or none.
+pub(super) fn attach_stores(ebpf: &mut Ebpf, tgid: u32) -> Result<Vec<UProbeLink>, ProbeError> {
+    let mut links = Vec::new();
+    for function in hooks::STORES {
+        let mut result = Err(ProbeError::SymbolMissing { symbol: "" });
+        for symbol in function.symbols {
+            result = uprobe_link(ebpf, function.program, symbol, tgid);
+            if result.is_ok() {
+                break;
+            }
+        }
+        links.push(result?);
+    }
+    Ok(links)
+}
+
+/// Tells the programs whether all stores are seen: `watched` is a number that no
+/// time of watching had before, or 0.
+pub(super) fn set_stores_watched(ebpf: &mut Ebpf, watched: u32) -> Result<(), ProbeError> {
+    set(ebpf, store::STORES_WATCHED, watched)
+}
+
 fn attach_uprobe(
     ebpf: &mut Ebpf,
     name: &'static str,
     symbol: &'static str,
     tgid: u32,
 ) -> Result<(), ProbeError> {
+    uprobe_link_id(ebpf, name, symbol, tgid).map(drop)
+}
+
+/// As [`attach_uprobe`], but detached when the result is dropped.
+fn uprobe_link(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    symbol: &'static str,
+    tgid: u32,
+) -> Result<UProbeLink, ProbeError> {
+    let link_id = uprobe_link_id(ebpf, name, symbol, tgid)?;
+    let program: &mut UProbe = find(ebpf, name)?;
+    program
+        .take_link(link_id)
+        .map_err(|source| ProbeError::from_program(name, ATTACHED, source))
+}
+
+fn uprobe_link_id(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    symbol: &'static str,
+    tgid: u32,
+) -> Result<UProbeLinkId, ProbeError> {
     let program: &mut UProbe = find(ebpf, name)?;
     load_once(program.load(), name)?;
     // The link and not what it points to: it leads to the right file in another
@@ -246,7 +313,7 @@ fn attach_uprobe(
     let executable = format!("/proc/{tgid}/exe");
     let scope = NonZeroU32::new(tgid).map_or(UProbeScope::CallingProcess, UProbeScope::OneProcess);
     match program.attach(symbol, &executable, scope) {
-        Ok(_) => Ok(()),
+        Ok(link_id) => Ok(link_id),
         Err(source) if is_symbol_missing(&source) => Err(explain_missing(&executable, symbol)),
         Err(source) => Err(ProbeError::from_program(name, ATTACHED, source)),
     }

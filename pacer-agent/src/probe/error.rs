@@ -20,6 +20,9 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
+    /// The probe still waits for its process.
+    #[error("no process is observed yet")]
+    NotObserving,
     /// The binary carries no programs.
     #[error("this binary was built without eBPF; `cargo xtask build` builds it with eBPF")]
     NotBuilt,
@@ -174,12 +177,16 @@ pub(super) const ATTACHED: &str = "attached";
 
 const EPERM: i32 = 1;
 
-/// The error and its causes in one line.
+/// The error and its causes in one line. The verifier's log, which is long, goes
+/// to the debug log.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    causes(error)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    let causes: Vec<_> = causes(error).map(ToString::to_string).collect();
+    let whole = causes.join(": ");
+    let Some((before, log)) = whole.split_once(" Verifier output:") else {
+        return whole;
+    };
+    tracing::debug!(log, "the verifier refused a program");
+    format!("{before} (the verifier's log is in Pacer's at level debug)")
 }
 
 /// Whether EPERM or EACCES is at the bottom of it.

@@ -46,6 +46,16 @@ const fn function(program: &'static str, symbols: &'static [&'static str]) -> Fu
 /// Without these there is no dirty log: no probe.
 pub(super) const REQUIRED: [Hook; 1] = [syscall("ioctl_exit", "sys_exit_ioctl")];
 
+/// Only while a slot is larger than a program counts.
+pub(super) const LARGE_SLOTS: Hook = syscall("ioctl_enter", "sys_enter_ioctl");
+
+/// Not on every kernel: KVM may be a module, or not offer rings.
+pub(super) const RINGS: [Hook; 1] = [Hook {
+    program: "dirty_ring_push",
+    category: "kvm",
+    tracepoint: "kvm_dirty_ring_push",
+}];
+
 /// What QEMU reads and writes; without one, what goes that way is not seen.
 pub(super) const FILES: [Hook; 8] = [
     syscall("pwrite_exit", "sys_exit_pwrite64"),
@@ -96,6 +106,17 @@ pub(super) const MARKS: [Function; 3] = [
             "memory_global_dirty_log_sync",
         ],
     ),
+];
+
+pub(super) const STORE_UPROBE: &str = "guest_store";
+
+/// QEMU's helpers for stores of a guest under TCG: as 8.2 and later name them,
+/// then as 7.2 does.
+pub(super) const STORES: [Function; 4] = [
+    function(STORE_UPROBE, &["helper_stb_mmu", "helper_ret_stb_mmu"]),
+    function(STORE_UPROBE, &["helper_stw_mmu", "helper_le_stw_mmu"]),
+    function(STORE_UPROBE, &["helper_stl_mmu", "helper_le_stl_mmu"]),
+    function(STORE_UPROBE, &["helper_stq_mmu", "helper_le_stq_mmu"]),
 ];
 
 /// What the guest asks of its disks, where the build of QEMU is known.

@@ -7,8 +7,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use pacer_agent::clock;
 use serde_json::Value;
 
 pub(crate) const PACER: &str = env!("CARGO_BIN_EXE_pacer");
@@ -60,10 +61,10 @@ impl Observer {
 
     /// The first line for which `is_it` holds.
     pub(crate) fn wait(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = clock::now() + PATIENCE;
         let mut line = self.next().expect(what);
         while !is_it(&line) {
-            assert!(Instant::now() < deadline, "{what}: {line}");
+            assert!(clock::now() < deadline, "{what}: {line}");
             line = self.next().expect(what);
         }
         line
@@ -236,9 +237,9 @@ pub(crate) fn bpf_ids(pid: u32, kind: &str) -> Vec<u32> {
 
 /// Waits until `is_so`.
 pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = clock::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
+        assert!(clock::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

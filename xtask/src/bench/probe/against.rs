@@ -9,7 +9,7 @@ use pacer_tests::disk::DiskAio;
 use pacer_tests::image_bench::ImageBench;
 use serde_json::{Value, json};
 
-use super::image::{Image, Place, observed};
+use super::image::{self, Image, Place};
 use super::{Bencher, aio_name, errors};
 use crate::bench::target::{Limit, Part};
 
@@ -159,7 +159,7 @@ fn each(pacer: &Path, aio: DiskAio, order: &[Watcher]) -> Result<Value> {
     let mut figures = json!({"seconds": seconds});
     for watcher in order {
         let figure = match watcher {
-            Watcher::Pacer => observed(pacer, &image, (aio, DEPTH, WRITES))?,
+            Watcher::Pacer => image::cost(pacer, &image, (aio, DEPTH, WRITES))?,
             Watcher::Writes => traced(&bench, writes)?,
             Watcher::Hits => traced(&bench, hits)?,
         };

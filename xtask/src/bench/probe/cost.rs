@@ -12,7 +12,7 @@ use pacer_tests::qemu::{Accel, QemuInstall, QemuVersion};
 use pacer_tests::vm::{Guest, Vm, VmOptions};
 use serde_json::{Value, json};
 
-use super::image::{Image, Place, observed};
+use super::image::{self, Image, Place};
 use super::{Bencher, aio_name, errors};
 use crate::bench::target::{Limit, Part};
 
@@ -45,7 +45,7 @@ fn writes(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
             let runs = (0..repeats)
                 .map(|index| {
                     bencher.records.run(ROW, index, &parameters, || {
-                        observed(&pacer, &Image::create(Place::Memory)?, (aio, depth, writes))
+                        image::cost(&pacer, &Image::create(Place::Memory)?, (aio, depth, writes))
                     })
                 })
                 .collect::<Result<Vec<Value>>>()?;

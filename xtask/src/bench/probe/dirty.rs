@@ -86,7 +86,8 @@ fn with_devices(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<P
     let row = "dirty-devices";
     let runs = runs(bencher, row, version, (8, 2), |pacer, rng, guest| {
         let image = Image::create(Place::Disk)?;
-        let guest = busy(rng, guest);
+        let bytes_per_second = bandwidth(rng, version, guest);
+        let guest = busy(rng, guest, bytes_per_second);
         let mut options = DirtyCheck::options(guest, version)?;
         options.disks = vec![DiskOptions {
             aio: DiskAio::ALL[rng.usize(..DiskAio::ALL.len())],
@@ -95,9 +96,7 @@ fn with_devices(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<P
         }];
         let aio = options.disks[0].aio.name();
         let check = DirtyCheck::start(pacer, version, options)?;
-        let syncs = with_frames(check.vm(), rng, |rng| {
-            check.migrate(bandwidth(rng, version, guest), SYNCS)
-        })?;
+        let syncs = with_frames(check.vm(), rng, || check.migrate(bytes_per_second, SYNCS))?;
         Ok(json!({"aio": aio, "syncs": sync_list(&syncs), "missed": check.finish()?}))
     })?;
     let what = format!("disk reads and network, off QEMU's own count, QEMU {version}");
@@ -168,12 +167,15 @@ fn draw(rng: &mut Rng, index: u32) -> BareGuest {
     }
 }
 
-/// The same guest with a disk and a network card in use.
-fn busy(rng: &mut Rng, guest: BareGuest) -> BareGuest {
+/// The same guest with a disk and a network card in use. What its disk reads is
+/// 5 to 50 % of what the migration sends, so that a pass does not take for ever.
+fn busy(rng: &mut Rng, guest: BareGuest, bytes_per_second: u64) -> BareGuest {
+    let request_bytes = 4096 << rng.u32(..5);
+    let per_second = bytes_per_second * rng.u64(5..50) / 100 / u64::from(request_bytes);
     let disk = BareDisk {
-        request_bytes: 4096 << rng.u32(..5),
+        request_bytes,
         queue_depth: rng.u32(1..=16),
-        per_second: rng.u32(50..300),
+        per_second: u32::try_from(per_second).unwrap_or(u32::MAX).max(1),
         buffer_pages: BUFFER_PAGES,
         ..BareDisk::new(BareDirection::Read, Image::BYTES)
     };
@@ -201,7 +203,7 @@ fn bandwidth(rng: &mut Rng, version: QemuVersion, guest: BareGuest) -> u64 {
 }
 
 /// Sends frames to the guest meanwhile, some each few milliseconds.
-fn with_frames<T>(vm: &Vm, rng: &mut Rng, work: impl FnOnce(&mut Rng) -> Result<T>) -> Result<T> {
+fn with_frames<T>(vm: &Vm, rng: &mut Rng, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let (frames, bytes) = (rng.u32(1..10), rng.usize(100..1500));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -212,7 +214,7 @@ fn with_frames<T>(vm: &Vm, rng: &mut Rng, work: impl FnOnce(&mut Rng) -> Result<
             }
             Ok(())
         });
-        let result = work(rng);
+        let result = work();
         over.store(true, Ordering::Relaxed);
         match sending.join() {
             Ok(sent) => sent.and(result),

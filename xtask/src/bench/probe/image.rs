@@ -66,6 +66,19 @@ impl Image {
     }
 }
 
+/// The same, and refuses a cost of writes that the probe did not see.
+pub(super) fn cost(pacer: &Path, image: &Image, writes: (DiskAio, u32, u32)) -> Result<Value> {
+    let figures = observed(pacer, image, writes)?;
+    ensure!(
+        figures["missed_bytes"] == 0 && figures["run_ns"].as_u64() > Some(0),
+        "the probe saw {} of {} writes: {}",
+        figures["observed_writes"],
+        figures["writes"],
+        figures["warnings"]
+    );
+    Ok(figures)
+}
+
 /// Writes `writes` times 4 KiB while `pacer observe` looks on.
 pub(super) fn observed(
     pacer: &Path,
@@ -100,5 +113,6 @@ pub(super) fn observed(
         "run_ns": run_ns,
         "ns_per_write": f64::from(u32::try_from(run_ns / u64::from(writes))?),
         "programs": programs,
+        "warnings": observed.last().warnings,
     }))
 }
