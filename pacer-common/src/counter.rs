@@ -24,5 +24,8 @@ pub const READ_ELSEWHERE_BYTES: u32 = 7;
 /// Slot of: bytes that sockets accepted.
 pub const SENT_BYTES: u32 = 8;
 
+/// Slot of: memory slots of which only a lower bound of their size is known.
+pub const INFERRED_SLOTS: u32 = 9;
+
 /// How many counters there are.
-pub const COUNT: u32 = 9;
+pub const COUNT: u32 = 10;

@@ -81,3 +81,8 @@ const _: () = {
     assert!(size_of::<Ranges>() == 8 + 40 * MAX_RANGES as usize);
     assert!(GROUP_WORDS == 8);
 };
+
+// SAFETY: `repr(C)`, integers only, which fill it without padding (its size is
+// asserted above): every byte pattern is a valid value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Ranges {}

@@ -20,6 +20,14 @@ pub const PART_PIECES: u32 = 8;
 /// Pages of a part; a slot's last part may have fewer.
 pub const PART_PAGES: u64 = PART_PIECES as u64 * PIECE_PAGES;
 
+/// Name of the global with how many pieces one run of a program counts (`u32`,
+/// a multiple of [`PART_PIECES`]). Programs run without being interrupted; the
+/// rest is counted in user space.
+pub const RUN_PIECES: &str = "RUN_PIECES";
+
+/// Pieces for 64 GiB: a run of a third of a millisecond.
+pub const DEFAULT_RUN_PIECES: u32 = 64 * PART_PIECES;
+
 const _: () = assert!(PIECE_WORDS * 8 == 4096 && PIECE_BYTES == 4096);
 const _: () = assert!(PART_PAGES * 4096 == 1 << 30);
 

@@ -37,6 +37,23 @@ pub const DIRTY_PART: u32 = 16;
 /// pages; c: which time of watching.
 pub const STORES_COUNTED: u32 = 20;
 
+/// What follows of a slot's dirty log is for user space to count; told before
+/// the [`DIRTY_LOG`] that has what was counted. subject: slot; a: the first page
+/// that was not; b: where the whole bitmap is in QEMU; c: the slot's version.
+pub const LOG_REST: u32 = 17;
+/// A slot's dirty log was read, and not counted, as nothing is known of the
+/// slot or the bitmap could not be read. subject: slot; a: 0 for the first reason,
+/// 1 for the second.
+pub const LOG_UNREAD: u32 = 18;
+/// The dirty rings were emptied. a: pages that were in them; b: pages pushed
+/// since the time before.
+pub const RINGS_RESET: u32 = 19;
+
+/// [`RawEvent::flags`]: the slot's size is inferred.
+pub const INFERRED: u32 = 1;
+/// [`RawEvent::flags`]: a [`LOG_REST`] goes with it.
+pub const PARTIAL: u32 = 2;
+
 /// One event. What `subject`, `a`, `b` and `c` mean depends on `kind`; what a
 /// kind does not use is 0.
 #[repr(C)]
@@ -56,8 +73,8 @@ pub struct RawEvent {
     pub subject: u32,
     /// Which process, as the loader's PID namespace numbers it.
     pub tgid: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// [`INFERRED`] and [`PARTIAL`], or 0.
+    pub flags: u32,
 }
 
 const _: () = {
@@ -69,7 +86,7 @@ const _: () = {
     assert!(offset_of!(RawEvent, kind) == 32);
     assert!(offset_of!(RawEvent, subject) == 36);
     assert!(offset_of!(RawEvent, tgid) == 40);
-    assert!(offset_of!(RawEvent, padding) == 44);
+    assert!(offset_of!(RawEvent, flags) == 44);
     assert!(RING_BYTES.is_power_of_two());
 };
 
@@ -102,7 +119,7 @@ impl RawEvent {
             kind: short(offset_of!(Self, kind))?,
             subject: short(offset_of!(Self, subject))?,
             tgid: short(offset_of!(Self, tgid))?,
-            padding: 0,
+            flags: short(offset_of!(Self, flags))?,
         })
     }
 }

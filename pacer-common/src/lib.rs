@@ -13,6 +13,7 @@ pub mod dirty_log;
 pub mod event;
 pub mod file;
 pub mod kernel;
+pub mod ring;
 pub mod settings;
 pub mod slot;
 pub mod socket;

@@ -17,16 +17,20 @@ pub struct Slot {
     /// Its entry in [`crate::device::Ranges`], which may have passed to another
     /// slot since (the entry says whose it is), or [`NO_RANGE`].
     pub range: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// 1 where its registration was not seen: it has at least these pages, as
+    /// QEMU has cleared so much of its log.
+    pub inferred: u32,
+    /// How often what is in its bitmap may have changed beyond what a program
+    /// counts; noted only where something is.
+    pub version: u64,
 }
 
 const _: () = {
-    assert!(size_of::<Slot>() == 16);
+    assert!(size_of::<Slot>() == 24);
     assert!(align_of::<Slot>() == 8);
 };
 
-// SAFETY: `repr(C)`, integers only, 16 bytes that the fields fill without
+// SAFETY: `repr(C)`, integers only, 24 bytes that the fields fill without
 // padding (asserted above): every byte pattern is a valid value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Slot {}

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use pacer_common::counter;
 use pacer_common::device::{GROUP_WORDS, NO_PIECE, Range};
-use pacer_common::dirty_log::{PIECE_PAGES, PIECE_WORDS};
+use pacer_common::dirty_log::PIECE_WORDS;
 use pacer_common::slot::PAGE_SHIFT;
 
 use crate::atomic;
@@ -123,11 +123,16 @@ unsafe extern "C" fn note_word(index: u32, context: *mut c_void) -> i64 {
     if word == marks.last_page / WORD_PAGES {
         bits &= u64::MAX >> (WORD_PAGES - 1 - marks.last_page % WORD_PAGES);
     }
-    let piece = marks.first_piece + word / (PIECE_PAGES / WORD_PAGES);
-    let Some(piece) = DEVICE_PIECES.get_ptr_mut(piece as u32) else {
+    let piece = marks.first_piece + word / PIECE_WORDS as u64;
+    let (Ok(piece), Ok(at)) = (
+        u32::try_from(piece),
+        usize::try_from(word % PIECE_WORDS as u64),
+    ) else {
         return 1;
     };
-    let at = (word as usize) & (PIECE_WORDS - 1);
+    let Some(piece) = DEVICE_PIECES.get_ptr_mut(piece) else {
+        return 1;
+    };
     // The word before its group: whoever takes the group finds the word.
     // SAFETY: the map's value, in which `at` is below PIECE_WORDS; all programs
     // change it atomically.

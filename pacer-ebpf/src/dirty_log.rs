@@ -3,11 +3,13 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::Global;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use pacer_common::counter;
 use pacer_common::device::{GROUP_WORDS, NO_PIECE};
 use pacer_common::dirty_log::{
-    PART_PAGES, PART_PIECES, PIECE_BYTES, PIECE_PAGES, PIECE_WORDS, bitmap_bytes, pieces,
+    DEFAULT_RUN_PIECES, PART_PAGES, PART_PIECES, PIECE_BYTES, PIECE_PAGES, PIECE_WORDS,
+    bitmap_bytes, pieces,
 };
 use pacer_common::event::{DIRTY_PART, RawEvent};
 
@@ -15,8 +17,19 @@ use crate::atomic;
 use crate::maps::{DEVICE_PIECES, PIECE};
 use crate::report::{count, report};
 
-/// Most pieces of one bitmap: a slot of 1 TiB. `bpf_loop` allows 2^23.
-const MAX_PIECES: u64 = 8192;
+/// Set by the loader.
+#[unsafe(no_mangle)]
+static RUN_PIECES: Global<u32> = Global::new(DEFAULT_RUN_PIECES);
+
+/// Pages that one run counts.
+#[inline(always)]
+pub(crate) fn run_pages() -> u64 {
+    u64::from(RUN_PIECES.load()) * PIECE_PAGES
+}
+
+/// The words of a piece are added up in so many goes.
+const STRETCHES: u32 = 8;
+const STRETCH_WORDS: usize = PIECE_WORDS / STRETCHES as usize;
 
 /// An address that is not a process'.
 const NOWHERE: *const c_void = usize::MAX as *const c_void;
@@ -32,13 +45,21 @@ pub(crate) struct Log {
     pub(crate) device_piece: u32,
 }
 
+/// What one run has counted.
+pub(crate) struct Counted {
+    /// Pages of the slot, from the first on, that it went through.
+    pub(crate) pages: u64,
+    pub(crate) dirty: u64,
+    pub(crate) device_only: u64,
+}
+
 /// Pages.
 #[derive(Clone, Copy)]
-pub(crate) struct Counts {
+struct Counts {
     /// Set in the log.
-    pub(crate) dirty: u64,
+    dirty: u64,
     /// Written by devices, and not set in the log.
-    pub(crate) device_only: u64,
+    device_only: u64,
 }
 
 const NONE: Counts = Counts {
@@ -59,11 +80,12 @@ struct Walk {
     failed: u32,
 }
 
-/// Counts what is in `log`, and reports its parts if it has several. `None`,
-/// and counted, where it cannot be read or is over 1 TiB.
+/// Counts what is in `log` as far as one run goes, and reports its parts if it
+/// has several. `None`, and counted, where it cannot be read.
 #[inline(always)]
-pub(crate) fn count_pages(log: &Log) -> Option<Counts> {
-    let bytes = bitmap_bytes(log.pages);
+pub(crate) fn count_pages(log: &Log) -> Option<Counted> {
+    let pages = log.pages.min(run_pages());
+    let bytes = bitmap_bytes(pages);
     let mut walk = Walk {
         address: log.address,
         bytes,
@@ -74,16 +96,11 @@ pub(crate) fn count_pages(log: &Log) -> Option<Counts> {
         in_parts: u32::from(log.pages > PART_PAGES),
         failed: 0,
     };
-    let pieces = pieces(bytes);
-    if pieces > MAX_PIECES {
-        count(counter::UNREADABLE);
-        return None;
-    }
     // SAFETY: the callback has the form the helper wants, and `walk` outlives
     // the call.
     unsafe {
         bpf_loop(
-            pieces as u32,
+            u32::try_from(pieces(bytes)).unwrap_or(u32::MAX),
             count_piece as *mut c_void,
             (&raw mut walk).cast(),
             0,
@@ -93,7 +110,11 @@ pub(crate) fn count_pages(log: &Log) -> Option<Counts> {
         count(counter::UNREADABLE);
         return None;
     }
-    Some(walk.total)
+    Some(Counted {
+        pages,
+        dirty: walk.total.dirty,
+        device_only: walk.total.device_only,
+    })
 }
 
 /// Adds up one piece; not 0 ends the walk.
@@ -126,10 +147,9 @@ unsafe extern "C" fn count_piece(index: u32, context: *mut c_void) -> i64 {
         walk.failed = 1;
         return 1;
     }
-    // SAFETY: the CPU's own buffer, which no program uses that could come
-    // between: system call tracepoints run without preemption.
-    let piece = unsafe { &*piece };
-    walk.part.dirty += count_ones(piece);
+    // No program uses the CPU's own buffer that could come between: system call
+    // tracepoints run without preemption.
+    walk.part.dirty += count_ones();
     if walk.device_piece != NO_PIECE {
         walk.part.device_only += take_device_only(walk.device_piece + index);
     }
@@ -140,27 +160,71 @@ unsafe extern "C" fn count_piece(index: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// Bits set in the piece. The BPF machine cannot count bits: a word costs a dozen
-/// instructions. Carry-save adders (Harley and Seal) first add up eight words
-/// to one, which has the bits that count eight.
+/// Bits at each place of the words so far: how many ones, twos, fours and eights.
+#[derive(Default)]
+struct Sums {
+    ones: u64,
+    twos: u64,
+    fours: u64,
+    /// Not a place: all of them.
+    eights: u64,
+}
+
+/// Bits set in the CPU's buffer. The BPF machine cannot count bits: a word costs
+/// a dozen instructions. Carry-save adders (Harley and Seal) first add up eight
+/// words to one, which has the bits that count eight.
 #[inline(always)]
-fn count_ones(piece: &[u64; PIECE_WORDS]) -> u64 {
-    let (mut ones, mut twos, mut fours, mut eights) = (0, 0, 0, 0);
-    for words in piece.as_chunks::<8>().0 {
-        let (two_a, sum) = add(ones, words[0], words[1]);
+fn count_ones() -> u64 {
+    let mut sums = Sums::default();
+    // A helper's loop around a short one: written out, the verifier would try
+    // all ways through it.
+    // SAFETY: the callback has the form the helper wants, and `sums` outlives
+    // the call.
+    unsafe {
+        bpf_loop(
+            STRETCHES,
+            add_stretch as *mut c_void,
+            (&raw mut sums).cast(),
+            0,
+        )
+    };
+    8 * sums.eights
+        + 4 * u64::from(sums.fours.count_ones())
+        + 2 * u64::from(sums.twos.count_ones())
+        + u64::from(sums.ones.count_ones())
+}
+
+/// Adds up some of the words.
+unsafe extern "C" fn add_stretch(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `count_ones` passes its `Sums`, and nothing else uses it now.
+    let sums = unsafe { &mut *context.cast::<Sums>() };
+    let Some(piece) = PIECE.get_ptr_mut(0) else {
+        return 1;
+    };
+    let first = (index % STRETCHES) as usize * STRETCH_WORDS;
+    // SAFETY: the CPU's own buffer; a stretch from `first` on is within it.
+    let stretch = unsafe {
+        &*piece
+            .cast::<u64>()
+            .add(first)
+            .cast::<[u64; STRETCH_WORDS]>()
+    };
+    for words in stretch.as_chunks::<8>().0 {
+        // Most of a log is empty.
+        if words.iter().fold(0, |any, word| any | word) == 0 {
+            continue;
+        }
+        let (two_a, sum) = add(sums.ones, words[0], words[1]);
         let (two_b, sum) = add(sum, words[2], words[3]);
-        let (four_a, sum_of_twos) = add(twos, two_a, two_b);
+        let (four_a, sum_of_twos) = add(sums.twos, two_a, two_b);
         let (two_a, sum) = add(sum, words[4], words[5]);
         let (two_b, sum) = add(sum, words[6], words[7]);
         let (four_b, sum_of_twos) = add(sum_of_twos, two_a, two_b);
-        let (eight, sum_of_fours) = add(fours, four_a, four_b);
-        (ones, twos, fours) = (sum, sum_of_twos, sum_of_fours);
-        eights += u64::from(eight.count_ones());
+        let (eight, sum_of_fours) = add(sums.fours, four_a, four_b);
+        (sums.ones, sums.twos, sums.fours) = (sum, sum_of_twos, sum_of_fours);
+        sums.eights += u64::from(eight.count_ones());
     }
-    8 * eights
-        + 4 * u64::from(fours.count_ones())
-        + 2 * u64::from(twos.count_ones())
-        + u64::from(ones.count_ones())
+    0
 }
 
 /// Adds three bits at each place: the carries, and the sums.
@@ -216,8 +280,11 @@ unsafe extern "C" fn take_group(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `take_device_only` passes its `Groups`, and nothing else uses it
     // now.
     let groups = unsafe { &mut *context.cast::<Groups>() };
+    let Ok(device_piece) = u32::try_from(groups.device_piece) else {
+        return 1;
+    };
     let (Some(device), Some(log)) = (
-        DEVICE_PIECES.get_ptr_mut(groups.device_piece as u32),
+        DEVICE_PIECES.get_ptr_mut(device_piece),
         PIECE.get_ptr_mut(0),
     ) else {
         return 1;

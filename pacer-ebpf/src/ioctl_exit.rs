@@ -38,6 +38,12 @@ fn try_ioctl_exit(context: &TracePointContext) -> Option<()> {
                 kvm::on_call(context, request, registers.third())?;
             }
         }
+        kvm::RESET_DIRTY_RINGS => {
+            observed_thread()?;
+            if let Ok(pages) = u64::try_from(result(context)) {
+                kvm::on_rings_reset(pages);
+            }
+        }
         BLKDISCARD | BLKSECDISCARD | BLKZEROOUT => {
             observed_thread()?;
             if result(context) == 0 {

@@ -3,12 +3,16 @@
 use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::debug;
 use pacer_common::counter;
-use pacer_common::event::{DIRTY_LOG, LOG_CLEARED, RawEvent, SLOT_REGISTERED};
+use pacer_common::event::{
+    DIRTY_LOG, INFERRED, LOG_CLEARED, LOG_REST, LOG_UNREAD, PARTIAL, RINGS_RESET, RawEvent,
+    SLOT_REGISTERED,
+};
 use pacer_common::slot::{self, FLAG_LOG_DIRTY_PAGES, NO_RANGE, PAGE_SHIFT, Slot};
 
+use crate::atomic;
 use crate::dirty_log::{self, Log};
 use crate::filter::own_tgid;
-use crate::maps::SLOTS;
+use crate::maps::{PUSHED, SLOTS};
 use crate::ranges;
 use crate::report::{count, report};
 use crate::user::read_user;
@@ -18,6 +22,7 @@ pub(crate) const SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 pub(crate) const SET_USER_MEMORY_REGION2: u32 = 0x40a0_ae49;
 pub(crate) const GET_DIRTY_LOG: u32 = 0x4010_ae42;
 pub(crate) const CLEAR_DIRTY_LOG: u32 = 0xc018_aec0;
+pub(crate) const RESET_DIRTY_RINGS: u32 = 0xaec7;
 
 /// `struct kvm_userspace_memory_region`; its second version begins the same.
 #[repr(C)]
@@ -56,7 +61,7 @@ pub(crate) fn on_call(context: &TracePointContext, request: u32, argument: u64) 
     match request {
         GET_DIRTY_LOG => on_log(context, tgid, read_user(argument)?),
         CLEAR_DIRTY_LOG => {
-            on_clear(read_user(argument)?);
+            on_clear(tgid, read_user(argument)?);
             Some(())
         }
         _ => {
@@ -64,6 +69,43 @@ pub(crate) fn on_call(context: &TracePointContext, request: u32, argument: u64) 
             Some(())
         }
     }
+}
+
+/// The call `request` begins; `argument` is the address of its struct. Notes
+/// that what user space counts of the slot's bitmap may change.
+#[inline(always)]
+pub(crate) fn before_call(request: u32, argument: u64) -> Option<()> {
+    let tgid = own_tgid()?;
+    let (id, end) = if request == GET_DIRTY_LOG {
+        let log: DirtyLog = read_user(argument)?;
+        (log.slot, u64::MAX)
+    } else {
+        let log: ClearDirtyLog = read_user(argument)?;
+        (log.slot, log.first_page.wrapping_add(u64::from(log.pages)))
+    };
+    let slot = SLOTS.get_ptr_mut(slot::key(tgid, id))?;
+    if end > dirty_log::run_pages() {
+        // SAFETY: a map's value lives as long as the map; one thread works with
+        // a slot at a time.
+        unsafe { (*slot).version += 1 };
+    }
+    Some(())
+}
+
+/// The dirty rings were emptied of `pages` pages.
+#[inline(always)]
+pub(crate) fn on_rings_reset(pages: u64) {
+    let pushed = match PUSHED.get_ptr_mut(0) {
+        // SAFETY: the map's value, which all programs change atomically.
+        Some(pushed) => unsafe { atomic::exchange(pushed, 0) },
+        None => 0,
+    };
+    report(RawEvent {
+        kind: RINGS_RESET,
+        a: pages,
+        b: pushed,
+        ..RawEvent::default()
+    });
 }
 
 /// Remembers the slot before telling of it.
@@ -81,7 +123,7 @@ fn on_region(tgid: u32, region: MemoryRegion) {
         let slot = Slot {
             pages,
             range: range.unwrap_or(NO_RANGE),
-            padding: 0,
+            ..Slot::default()
         };
         if SLOTS.insert(key, slot, 0).is_err() {
             count(counter::MAP_FULL);
@@ -98,14 +140,47 @@ fn on_region(tgid: u32, region: MemoryRegion) {
 }
 
 #[inline(always)]
-fn on_clear(log: ClearDirtyLog) {
+fn on_clear(tgid: u32, log: ClearDirtyLog) {
+    let inferred = infer(
+        slot::key(tgid, log.slot),
+        log.first_page + u64::from(log.pages),
+    );
     report(RawEvent {
         kind: LOG_CLEARED,
         subject: log.slot,
         a: log.first_page,
         b: u64::from(log.pages),
+        flags: if inferred { INFERRED } else { 0 },
         ..RawEvent::default()
     });
+}
+
+/// Learns from a part of a log that it was cleared, which KVM lets nobody do
+/// beyond a slot's end, that the slot has at least `pages` pages, if it was
+/// registered before this program came. True for such slots.
+#[inline(always)]
+fn infer(key: u64, pages: u64) -> bool {
+    if let Some(slot) = SLOTS.get_ptr_mut(key) {
+        // SAFETY: a map's value lives as long as the map; one thread works with
+        // a slot at a time.
+        let slot = unsafe { &mut *slot };
+        if slot.inferred != 0 && slot.pages < pages {
+            slot.pages = pages;
+        }
+        return slot.inferred != 0;
+    }
+    let slot = Slot {
+        pages,
+        range: NO_RANGE,
+        inferred: 1,
+        version: 0,
+    };
+    if SLOTS.insert(key, slot, 0).is_ok() {
+        count(counter::INFERRED_SLOTS);
+    } else {
+        count(counter::MAP_FULL);
+    }
+    true
 }
 
 #[inline(always)]
@@ -119,21 +194,48 @@ fn on_log(context: &TracePointContext, tgid: u32, log: DirtyLog) -> Option<()> {
             context,
             "process {} read the dirty log of slot {}, which it registered before", tgid, log.slot
         );
+        report_unread(log.slot, 0);
         return None;
     };
-    let counts = dirty_log::count_pages(&Log {
+    let Some(counts) = dirty_log::count_pages(&Log {
         slot: log.slot,
         address: log.bitmap,
         pages: slot.pages,
         device_piece: ranges::first_piece(slot.range, key),
-    })?;
+    }) else {
+        report_unread(log.slot, 1);
+        return None;
+    };
+    let mut flags = if slot.inferred != 0 { INFERRED } else { 0 };
+    if counts.pages < slot.pages {
+        flags |= PARTIAL;
+        report(RawEvent {
+            kind: LOG_REST,
+            subject: log.slot,
+            a: counts.pages,
+            b: log.bitmap,
+            c: slot.version,
+            ..RawEvent::default()
+        });
+    }
     report(RawEvent {
         kind: DIRTY_LOG,
         subject: log.slot,
         a: counts.dirty,
         b: slot.pages,
         c: counts.device_only,
+        flags,
         ..RawEvent::default()
     });
     Some(())
+}
+
+#[inline(always)]
+fn report_unread(slot: u32, reason: u64) {
+    report(RawEvent {
+        kind: LOG_UNREAD,
+        subject: slot,
+        a: reason,
+        ..RawEvent::default()
+    });
 }

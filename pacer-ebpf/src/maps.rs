@@ -1,6 +1,6 @@
 //! The maps. Their names are constants in `pacer-common`.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use pacer_common::backend::{BackendCounts, BackendKey, MAX_BACKENDS};
@@ -31,9 +31,9 @@ pub(crate) static SLOTS: HashMap<u64, Slot> = HashMap::with_max_entries(MAX_SLOT
 #[map]
 pub(crate) static RANGES: Array<Ranges> = Array::with_max_entries(1, 0);
 
-// The loader sets how many.
+// The loader sets how many. User space maps it to take out bits atomically.
 #[map]
-pub(crate) static DEVICE_PIECES: Array<DevicePiece> = Array::with_max_entries(1, 0);
+pub(crate) static DEVICE_PIECES: Array<DevicePiece> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static PIECE: PerCpuArray<[u64; PIECE_WORDS]> = PerCpuArray::with_max_entries(1, 0);
@@ -45,6 +45,9 @@ pub(crate) static FILES: PerCpuHashMap<FileKey, FileCounts> =
 
 #[map]
 pub(crate) static CHUNKS: Array<ChunkSet> = Array::with_max_entries(SETS, 0);
+
+#[map]
+pub(crate) static PUSHED: Array<u64> = Array::with_max_entries(1, 0);
 
 // Taken as pages come: only a guest under TCG has any.
 #[map]

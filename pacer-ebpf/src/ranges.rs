@@ -32,7 +32,7 @@ pub(crate) fn register(key: u64, start: u64, bytes: u64, logged: bool) -> Option
     range.start = start;
     range.key = key;
     range.logged = u32::from(logged);
-    let needed = pieces(bitmap_bytes(bytes >> PAGE_SHIFT)) as u32;
+    let needed = u32::try_from(pieces(bitmap_bytes(bytes >> PAGE_SHIFT))).ok()?;
     if logged && (range.first_piece == NO_PIECE || range.pieces < needed) {
         range.first_piece = NO_PIECE;
         let entries = DEVICE_ENTRIES.load();

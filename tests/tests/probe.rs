@@ -110,7 +110,7 @@ fn pages_that_devices_write_are_counted_too() -> Result<()> {
         over.store(true, Ordering::Relaxed);
         sending
             .join()
-            .map_or_else(|panic| std::panic::resume_unwind(panic), |sent| sent)?;
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         syncs
     })?;
     assert!(syncs.len() >= 3, "{syncs:?}");

@@ -38,6 +38,7 @@ pub struct RamState {
     logged: BTreeMap<u32, u64>,
     total_bytes: Option<u64>,
     last_log: Option<Time>,
+    last_part: Option<Time>,
     /// Whether QEMU is asked.
     pub asking: Asking,
 }
@@ -71,14 +72,19 @@ impl RamState {
 
     /// A window ended at `at`.
     pub fn handle_window(&mut self, window: DirtyWindow, at: Time) {
-        if window.origin == Origin::DirtyLog {
+        if is_seen(window.origin) {
             self.last_log = Some(at);
         }
         if window.window.is_zero() {
             return;
         }
-        self.newest
-            .insert(class(window.window.as_secs_f64()), (at, window));
+        // A part of the memory says nothing of all of it.
+        if window.origin == Origin::DirtyLogPart {
+            self.last_part = Some(at);
+        } else {
+            self.newest
+                .insert(class(window.window.as_secs_f64()), (at, window));
+        }
         let totals = self.totals.entry(word(window.origin)).or_default();
         totals.syncs += 1;
         totals.pages = totals.pages.saturating_add(window.pages);
@@ -117,7 +123,7 @@ impl RamState {
                 .collect(),
             known,
             totals: self.totals.clone(),
-            why_not: (!known).then(|| self.why_not().to_owned()),
+            why_not: (!known).then(|| self.why_not(now).to_owned()),
         }
     }
 
@@ -129,7 +135,14 @@ impl RamState {
         self.total_bytes.map(|bytes| bytes / PAGE_BYTES)
     }
 
-    const fn why_not(&self) -> &'static str {
+    fn why_not(&self, now: Time) -> &'static str {
+        if self
+            .last_part
+            .is_some_and(|at| now.since(at) <= OUT_OF_DATE)
+        {
+            return "pacer came while QEMU logged already: only a part of the memory is seen \
+                    until QEMU has cleared its whole log";
+        }
         match self.asking {
             Asking::WithoutQmp => {
                 "outside of a migration nothing shows which pages are written; with --qmp Pacer \
@@ -165,15 +178,22 @@ fn dirty_rate(at: Time, window: &DirtyWindow, now: Time) -> DirtyRate {
 
 /// Pages that only devices wrote, where they are told apart.
 fn device_pages(window: &DirtyWindow) -> Option<u64> {
-    (window.origin == Origin::DirtyLog).then_some(window.device_pages)
+    matches!(window.origin, Origin::DirtyLog | Origin::DirtyLogPart).then_some(window.device_pages)
+}
+
+/// Whether the probe counted it, and not QEMU.
+fn is_seen(origin: Origin) -> bool {
+    origin.marks_sync() || origin == Origin::DirtyLogPart
 }
 
 /// The word for where a figure comes from.
 #[must_use]
 pub const fn word(origin: Origin) -> &'static str {
     match origin {
-        Origin::StoreHelper => "store-helper",
         Origin::DirtyLog => "dirty-log",
+        Origin::DirtyLogPart => "dirty-log-part",
+        Origin::DirtyRing => "dirty-ring",
+        Origin::StoreHelper => "store-helper",
         Origin::Qemu => "qemu",
         Origin::PageSampling => "page-sampling",
         Origin::Stream => "stream",
@@ -304,6 +324,18 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_memory_is_no_rate() {
+        let mut ram = RamState::default();
+        ram.handle_window(window(100, 7, Origin::DirtyLogPart), at(1));
+        let line = ram.line(at(0), at(2));
+        assert_eq!(line.syncs[0].origin, "dirty-log-part");
+        assert_eq!(line.dirty_rates, []);
+        assert!(line.why_not.is_some_and(|why| why.contains("a part")));
+        ram.handle_window(window(100, 7, Origin::DirtyLog), at(3));
+        assert!(ram.line(at(0), at(4)).known);
+    }
+
+    #[test]
     fn slots_that_are_logged_are_the_total() {
         let mut ram = RamState::default();
         let event = |kind| Event { at: at(1), kind };
@@ -312,6 +344,7 @@ mod tests {
             dirty_pages: 1,
             device_pages: 0,
             total_pages,
+            inferred: false,
         };
         ram.handle_event(&event(log(0, 1000)));
         ram.handle_event(&event(log(1, 24)));

@@ -65,9 +65,10 @@ impl DirtyCurve {
     }
 
     /// Learns one point: all pages that a sync finds, whoever wrote them. An
-    /// empty window is left out.
+    /// empty window is left out, and so is a lower bound.
     pub fn observe(&mut self, window: DirtyWindow, at: Time) {
-        if window.window.is_zero() {
+        let is_part = window.origin == Origin::DirtyLogPart;
+        if window.window.is_zero() || is_part {
             return;
         }
         if self.observations.len() >= KEPT {
@@ -286,10 +287,11 @@ fn intervals() -> impl Iterator<Item = f64> {
 const fn trust(origin: Origin) -> f64 {
     match origin {
         Origin::DirtyLog => 1.0,
-        Origin::StoreHelper => 0.9,
+        Origin::StoreHelper | Origin::DirtyRing => 0.9,
         Origin::Qemu => 0.7,
         Origin::Stream => 0.5,
         Origin::PageSampling => 0.2,
+        Origin::DirtyLogPart => 0.0,
     }
 }
 

@@ -19,7 +19,7 @@ pub struct DirtyWindow {
     /// How long the window was.
     pub window: Duration,
     /// Distinct pages of 4 KiB written in it: by vCPUs alone where `origin` is
-    /// [`Origin::DirtyLog`], by all where it is another.
+    /// of eBPF, by all where it is another.
     pub pages: u64,
     /// Further distinct pages that only devices wrote, since the sync before:
     /// where QEMU clears its log late in a pass, that is longer than `window`.
@@ -44,6 +44,14 @@ pub enum Origin {
     /// Counted by eBPF in the dirty log that KVM handed to QEMU: exact for what
     /// vCPUs write. Devices' pages are those that QEMU reads into by address.
     DirtyLog,
+    /// As [`Origin::DirtyLog`], but over that part of the guest's memory alone of
+    /// which the probe, which came late, has seen QEMU clear the log: a lower
+    /// bound, not to be learned from.
+    DirtyLogPart,
+    /// Counted by eBPF in KVM's dirty rings; a page that QEMU took out of a ring
+    /// within the window counts again when it is written again. Not proven with
+    /// QEMU, whose guests hang with rings where this was written.
+    DirtyRing,
     /// Counted by eBPF where a guest under TCG stores to a page for the first
     /// time after a sync. Exact for a guest with one address space; within 3 %
     /// of what QEMU finds on Linux, and 8 % in windows of 0.1 s.
@@ -60,7 +68,7 @@ impl Origin {
     /// Whether a figure is told by the very sync that ended its window.
     #[must_use]
     pub const fn marks_sync(self) -> bool {
-        matches!(self, Self::DirtyLog | Self::StoreHelper)
+        matches!(self, Self::DirtyLog | Self::DirtyRing | Self::StoreHelper)
     }
 }
 

@@ -12,13 +12,13 @@ use pacer_common::block::BLOCK_LAYOUT;
 use pacer_common::kernel::KERNEL_LAYOUT;
 use pacer_common::socket::SOCKET_LAYOUT;
 use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
-use pacer_common::{device, event, settings, store};
+use pacer_common::{device, dirty_log, event, settings, store};
 
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
 use super::kernel::Kernel;
 use super::tracepoints::Tracepoints;
-use super::{ProbeError, build_id, open_files, process};
+use super::{ProbeError, ProbeOptions, build_id, open_files, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 pub(super) const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -67,11 +67,13 @@ pub(super) fn load(
     kernel: &Kernel,
     tracepoints: &Tracepoints,
     pid: Option<u32>,
+    options: &ProbeOptions,
 ) -> Result<Ebpf, ProbeError> {
     let device_pieces = process::device_pieces(pid);
     EbpfLoader::new()
         .map_max_entries(device::DEVICE_PIECES, device_pieces)
         .override_global(device::DEVICE_ENTRIES, &device_pieces, true)
+        .override_global(dirty_log::RUN_PIECES, &options.run_pieces(), true)
         .override_global(KERNEL_LAYOUT, &kernel.layout, true)
         .override_global(BLOCK_LAYOUT, &kernel.block.unwrap_or_default(), true)
         .override_global(SOCKET_LAYOUT, &kernel.sockets.unwrap_or_default(), true)
@@ -105,6 +107,7 @@ pub(super) fn observe(
 ) -> Result<Attached, ProbeError> {
     set(ebpf, settings::OBSERVED, tgid)?;
     let mut warnings = Vec::new();
+    attach_rings(ebpf);
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
     if open_files::has_tap(tgid) {
         attach_optional(ebpf, &hooks::TAP, &mut warnings);
@@ -180,6 +183,21 @@ fn set(ebpf: &mut Ebpf, name: &'static str, value: u32) -> Result<(), ProbeError
     Array::<_, u32>::try_from(map)
         .and_then(|mut array| array.set(0, value, 0))
         .map_err(|source| ProbeError::Map { name, source })
+}
+
+/// Attaches what sees QEMU begin a call about a dirty log.
+pub(super) fn attach_large_slots(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    attach_tracepoint(ebpf, &hooks::LARGE_SLOTS)
+}
+
+/// No warning: QEMU uses rings only where it is told to, and says how many pages
+/// were in them by another call.
+fn attach_rings(ebpf: &mut Ebpf) {
+    let mut warnings = Vec::new();
+    attach_optional(ebpf, &hooks::RINGS, &mut warnings);
+    for warning in warnings {
+        tracing::debug!("{warning}");
+    }
 }
 
 fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) {

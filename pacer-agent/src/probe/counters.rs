@@ -18,6 +18,12 @@ pub struct ProbeCounters {
     pub lost_events: u64,
     /// Dirty logs not read because their slot was registered before the attach.
     pub unknown_slots: u64,
+    /// Memory slots registered before the attach of which a lower bound of their
+    /// size is known by now.
+    pub inferred_slots: u64,
+    /// Dirty logs of slots larger than the programs count that were not counted:
+    /// QEMU changed them before this side had read them.
+    pub overtaken_logs: u64,
     /// Arguments or bitmaps that could not be read or were too large; each is a
     /// call that was not reported.
     pub unreadable: u64,
@@ -44,6 +50,8 @@ pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCounters {
         events: sum(ebpf, counter::EVENTS),
         lost_events: sum(ebpf, counter::LOST_EVENTS),
         unknown_slots: sum(ebpf, counter::UNKNOWN_SLOTS),
+        inferred_slots: sum(ebpf, counter::INFERRED_SLOTS),
+        overtaken_logs: 0,
         unreadable: sum(ebpf, counter::UNREADABLE),
         map_full: sum(ebpf, counter::MAP_FULL),
         run_ns,

@@ -41,6 +41,22 @@ pub enum EventKind {
         device_pages: u64,
         /// Pages the slot has.
         total_pages: u64,
+        /// The slot was registered before the probe came: it has at least that
+        /// many pages, as QEMU cleared so much of its log since.
+        inferred: bool,
+    },
+    /// QEMU read a slot's dirty log, and it was not counted: nothing is known of
+    /// the slot, or QEMU was faster than this side with the rest of a large one.
+    LogUnread {
+        /// Which slot.
+        slot: u32,
+    },
+    /// QEMU emptied KVM's dirty rings.
+    RingsReset {
+        /// Pages that were in them and that QEMU had seen, each once.
+        pages: u64,
+        /// Pages pushed into them since the time before.
+        pushed: u64,
     },
     /// One part of the log that the next [`EventKind::DirtyLog`] is about: of
     /// 1 GiB, or what is left of the slot. Slots of one part have none.
@@ -90,12 +106,11 @@ pub enum EventKind {
 }
 
 impl Event {
-    /// The process and the event in one record of the ring; `None` if it is none
-    /// of ours.
-    pub(super) fn from_record(record: &[u8]) -> Option<(u32, Self)> {
-        let event = RawEvent::from_bytes(record)?;
+    /// The process, and the event in this side's words; `None` if it is none of
+    /// ours.
+    pub(super) fn from_raw(event: &RawEvent) -> Option<(u32, Self)> {
         let at = Time::from_nanos(event.ktime_ns);
-        let kind = kind_of(&event)?;
+        let kind = kind_of(event)?;
         Some((event.tgid, Self { at, kind }))
     }
 }
@@ -116,6 +131,12 @@ fn kind_of(event: &RawEvent) -> Option<EventKind> {
             dirty_pages: a,
             device_pages: c,
             total_pages: b,
+            inferred: event.flags & raw::INFERRED != 0,
+        },
+        raw::LOG_UNREAD => EventKind::LogUnread { slot: subject },
+        raw::RINGS_RESET => EventKind::RingsReset {
+            pages: a,
+            pushed: b,
         },
         raw::DIRTY_PART => EventKind::DirtyPart {
             slot: subject,
@@ -162,10 +183,18 @@ mod tests {
             dirty_pages: 12,
             device_pages: 5,
             total_pages: 4096,
+            inferred: false,
         };
         assert_eq!(kind_of(&event), Some(log));
         let unknown = RawEvent { kind: 99, ..event };
         assert_eq!(kind_of(&unknown), None);
-        assert_eq!(Event::from_record(&[0; 47]), None);
+        let inferred = RawEvent {
+            flags: raw::INFERRED,
+            ..event
+        };
+        assert!(matches!(
+            kind_of(&inferred),
+            Some(EventKind::DirtyLog { inferred: true, .. })
+        ));
     }
 }

@@ -46,6 +46,16 @@ const fn function(program: &'static str, symbols: &'static [&'static str]) -> Fu
 /// Without these there is no dirty log: no probe.
 pub(super) const REQUIRED: [Hook; 1] = [syscall("ioctl_exit", "sys_exit_ioctl")];
 
+/// Only while a slot is larger than a program counts.
+pub(super) const LARGE_SLOTS: Hook = syscall("ioctl_enter", "sys_enter_ioctl");
+
+/// Not on every kernel: KVM may be a module, or not offer rings.
+pub(super) const RINGS: [Hook; 1] = [Hook {
+    program: "dirty_ring_push",
+    category: "kvm",
+    tracepoint: "kvm_dirty_ring_push",
+}];
+
 /// What QEMU reads and writes; without one, what goes that way is not seen.
 pub(super) const FILES: [Hook; 8] = [
     syscall("pwrite_exit", "sys_exit_pwrite64"),

@@ -18,9 +18,12 @@ mod error;
 mod event;
 mod hooks;
 mod kernel;
+mod large_slots;
 mod object;
 mod open_files;
+mod options;
 mod process;
+mod rest;
 mod sockets;
 mod totals;
 mod tracepoint_format;
@@ -36,11 +39,14 @@ use aya::maps::{MapData, RingBuf};
 use aya::programs::uprobe::UProbeLink;
 use aya_log::EbpfLogger;
 use log::Log;
+use pacer_common::event::{self as raw, RawEvent};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::pacing::time::Time;
 use activity::DeviceId;
 use kernel::Kernel;
+use large_slots::{Handled, LargeSlots};
 use tracepoints::Tracepoints;
 
 pub use activity::Activity;
@@ -48,6 +54,7 @@ pub use cost::{ProbeCost, ProgramCost};
 pub use counters::ProbeCounters;
 pub use error::ProbeError;
 pub use event::{Event, EventKind};
+pub use options::ProbeOptions;
 
 /// Events kept of all processes while it is not known which one matters.
 const MOST_PENDING: usize = 4096;
@@ -80,6 +87,9 @@ pub struct Probe {
     stores: Vec<UProbeLink>,
     /// How often that was begun.
     stores_begun: u32,
+    large: LargeSlots,
+    /// The process registered slots before the attach.
+    late: bool,
 }
 
 impl Probe {
@@ -93,9 +103,18 @@ impl Probe {
     /// There is no such process; the rights, tracefs or the tracepoints are
     /// missing; this binary has no eBPF programs. The message has the remedy.
     pub fn attach(pid: u32) -> Result<Self, ProbeError> {
+        Self::attach_with(pid, &ProbeOptions::default())
+    }
+
+    /// As [`Probe::attach`], with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Probe::attach`].
+    pub fn attach_with(pid: u32, options: &ProbeOptions) -> Result<Self, ProbeError> {
         // Named before anything else is found wrong.
         process::thread_group(pid)?;
-        let mut probe = Self::load(Some(pid))?;
+        let mut probe = Self::load(Some(pid), options)?;
         probe.observe(pid)?;
         Ok(probe)
     }
@@ -109,17 +128,17 @@ impl Probe {
     ///
     /// As [`Probe::attach`], but for the process.
     pub fn wait() -> Result<Self, ProbeError> {
-        Self::load(None)
+        Self::load(None, &ProbeOptions::default())
     }
 
-    fn load(pid: Option<u32>) -> Result<Self, ProbeError> {
+    fn load(pid: Option<u32>, options: &ProbeOptions) -> Result<Self, ProbeError> {
         let object = object::EMBEDDED.ok_or(ProbeError::NotBuilt)?;
         attach::check_tracefs()?;
         // On before the programs run, so that no run goes uncounted.
         let stats = counters::enable_stats();
         let kernel = kernel::read()?;
         let tracepoints = tracepoints::read();
-        let mut ebpf = attach::load(object, &kernel, &tracepoints, pid)?;
+        let mut ebpf = attach::load(object, &kernel, &tracepoints, pid, options)?;
         let ring = attach::take_ring(&mut ebpf)?;
         let logger = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "the programs' messages are not read"))
@@ -140,6 +159,8 @@ impl Probe {
             state_uprobe: false,
             stores: Vec::new(),
             stores_begun: 0,
+            large: LargeSlots::new(options),
+            late: false,
         })
     }
 
@@ -155,6 +176,7 @@ impl Probe {
         self.tgid = Some(tgid);
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;
+        self.large.observe(&mut self.ebpf, tgid);
         Ok(())
     }
 
@@ -199,7 +221,10 @@ impl Probe {
     /// How many events there were, how many were lost, and what the programs
     /// cost, all since the attach.
     pub fn counters(&mut self) -> ProbeCounters {
-        counters::read(&self.ebpf, self.stats.is_some())
+        ProbeCounters {
+            overtaken_logs: self.large.overtaken_logs(),
+            ..counters::read(&self.ebpf, self.stats.is_some())
+        }
     }
 
     /// What each program cost since the attach, and the memory that is held.
@@ -241,7 +266,8 @@ impl Probe {
         self.tgid
     }
 
-    /// The hooks that did not attach, each with the reason.
+    /// The hooks that did not attach, each with the reason, and what else cannot
+    /// be seen, once that is noticed.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -278,12 +304,43 @@ impl Probe {
         told
     }
 
+    /// Takes one event of the ring.
+    fn take(&mut self, event: &RawEvent) {
+        if Some(event.tgid) == self.tgid {
+            let is_unknown = event.kind == raw::LOG_UNREAD && event.a == 0;
+            let is_late = is_unknown || event.flags & raw::INFERRED != 0;
+            if is_late && !self.late {
+                self.late = true;
+                self.warnings.push(LATE.to_owned());
+            }
+        }
+        match self.large.handle(&mut self.ebpf, event) {
+            Handled::Kept => {}
+            Handled::Not => self.pending.extend(Event::from_raw(event)),
+            Handled::Counted { parts, log } => {
+                let at = Time::from_nanos(event.ktime_ns);
+                let parts = parts
+                    .into_iter()
+                    .map(|kind| (event.tgid, Event { at, kind }));
+                self.pending.extend(parts);
+                self.pending.extend(Event::from_raw(&log));
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Option<RawEvent>> {
+        self.ring.next().map(|record| RawEvent::from_bytes(&record))
+    }
+
     fn fill(&mut self) {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
-        while let Some(record) = self.ring.next() {
-            self.pending.extend(Event::from_record(&record));
+        while let Some(event) = self.next_event() {
+            // None if the record is none of ours.
+            if let Some(event) = event {
+                self.take(&event);
+            }
         }
         if self.tgid.is_none() {
             let excess = self.pending.len().saturating_sub(MOST_PENDING);
@@ -291,6 +348,11 @@ impl Probe {
         }
     }
 }
+
+/// A remark for a probe that came after QEMU's slots.
+const LATE: &str = "QEMU registered its memory before Pacer came: its dirty logs are counted only as \
+     far as QEMU is seen to clear them, and not before. A migration, or `calc-dirty-rate` in mode \
+     dirty-bitmap (Pacer asks for it with --qmp), registers all memory anew";
 
 /// The kernel waits for every CPU to leave each hook; the caller does not.
 fn detach_elsewhere(links: Vec<UProbeLink>) {

@@ -22,9 +22,14 @@
 //!   writes no more, however late the last log is read.
 //! - Under TCG there is no log. While the stores are watched, a window goes from
 //!   one sync of the dirty bitmap to the next.
+//! - Of a slot that was registered before the probe came only those parts count
+//!   whose log was seen to be cleared as a whole; the sample is marked.
+//! - KVM's dirty rings are emptied at a sync and in between. A window goes from
+//!   sync to sync, as QEMU's own mark shows them.
 //! - A kernel that clears a log by reading it (no CLEAR is ever seen) has
 //!   windows from read to read.
 
+mod rings;
 mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +38,7 @@ use std::time::Duration;
 use super::{Event, EventKind};
 use crate::pacing::sample::{DirtyWindow, Origin, Sample};
 use crate::pacing::time::Time;
+use rings::Rings;
 use slot::{Counts, PartCounts, Reading, Slot, Spans};
 
 /// How long the owner waits for the next dirty log of a burst before it calls
@@ -71,6 +77,7 @@ pub struct DirtyWindows {
     /// Parts of the log that is told of next, and of which slot.
     parts: (u32, Vec<PartCounts>),
     burst: Burst,
+    rings: Rings,
     /// Whether this kernel clears logs apart from reading them.
     clears_apart: bool,
     /// Fewest pages that a burst over the whole guest can cover.
@@ -108,12 +115,23 @@ impl DirtyWindows {
                 dirty_pages,
                 device_pages,
                 total_pages,
+                inferred,
             } => {
                 let log = Counts {
                     dirty_pages,
                     device_pages,
                 };
-                self.on_log(slot, log, total_pages, event.at)
+                // A log that is read was switched on, even if that was not seen.
+                let slot_state = self
+                    .slots
+                    .entry(slot)
+                    .or_insert_with(|| Slot::new(total_pages, inferred));
+                slot_state.grow(total_pages);
+                self.on_log(slot, log, event.at)
+            }
+            EventKind::LogUnread { slot } => {
+                self.on_unread(slot, event.at);
+                None
             }
             EventKind::DirtyPart {
                 slot,
@@ -156,13 +174,25 @@ impl DirtyWindows {
                 overflow,
                 watching,
             } => self.on_stores(pages, overflow, watching, event.at),
-            EventKind::BitmapSync | EventKind::MigrationState { .. } => self.end_burst(),
+            EventKind::BitmapSync => {
+                let sample = self.end_burst().or_else(|| self.rings.end());
+                self.rings.begin_end(event.at);
+                sample
+            }
+            EventKind::RingsReset { pages, .. } => {
+                self.rings.add(pages);
+                None
+            }
+            EventKind::MigrationState { .. } => self.end_burst(),
         }
     }
 
     /// Ends a burst that has paused for [`BURST_GAP`] by `now`; otherwise does
     /// nothing.
     pub fn flush(&mut self, now: Time) -> Option<Sample> {
+        if self.rings.is_due(now) {
+            return self.rings.end();
+        }
         if now.since(self.burst.last) < BURST_GAP {
             return None;
         }
@@ -188,7 +218,7 @@ impl DirtyWindows {
         // guest runs again, and no event says so.
         self.stopped_at = None;
         if logging && pages > 0 {
-            self.slots.insert(slot, Slot::new(pages));
+            self.slots.insert(slot, Slot::new(pages, false));
         } else {
             self.slots.remove(&slot);
         }
@@ -196,9 +226,15 @@ impl DirtyWindows {
 
     fn on_clear(&mut self, slot: u32, first_page: u64, pages: u64, at: Time) {
         self.clears_apart = true;
-        if let Some(slot) = self.slots.get_mut(&slot) {
-            slot.clear(first_page, pages, at);
-        }
+        // Of a slot that was registered before the probe came nothing is known
+        // but what is cleared.
+        let end = first_page.saturating_add(pages);
+        let slot = self
+            .slots
+            .entry(slot)
+            .or_insert_with(|| Slot::new(end, true));
+        slot.grow(end);
+        slot.clear(first_page, pages, at);
     }
 
     fn on_part(&mut self, slot: u32, part: PartCounts) {
@@ -208,18 +244,25 @@ impl DirtyWindows {
         self.parts.1.push(part);
     }
 
-    fn on_log(&mut self, id: u32, log: Counts, total_pages: u64, at: Time) -> Option<Sample> {
+    /// Its pages are told of by no sample, but the next window begins here
+    /// where logs are cleared by reading.
+    fn on_unread(&mut self, id: u32, at: Time) {
+        self.parts = (id, Vec::new());
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.skip(at);
+            self.burst.seen.insert(id);
+            self.burst.last = at;
+        }
+    }
+
+    fn on_log(&mut self, id: u32, log: Counts, at: Time) -> Option<Sample> {
         let early = self.burst.seen.contains(&id).then(|| self.end_burst());
         let (slot_of_parts, parts) = std::mem::take(&mut self.parts);
         let parts = if slot_of_parts == id { &parts[..] } else { &[] };
-        // A log that is read was switched on, even if that was not seen.
-        let slot = self
-            .slots
-            .entry(id)
-            .or_insert_with(|| Slot::new(total_pages));
+        let slot = self.slots.get_mut(&id)?;
         let end = self.stopped_at.map_or(at, |stopped_at| stopped_at.min(at));
         let reading = slot.read(log, parts, end, self.clears_apart);
-        self.burst.add(id, total_pages, reading, at);
+        self.burst.add(id, slot, reading, at);
         let complete = self.slots.keys().all(|id| self.burst.seen.contains(id));
         // Not both: a burst of one slot completes with its first log.
         early
@@ -254,16 +297,21 @@ impl DirtyWindows {
         let whole = burst.told_pages.saturating_mul(100) >= logged.saturating_mul(WHOLE_PERCENT)
             && burst.told_pages >= self.min_pages;
         let window = burst.spans.mean()?;
-        if !whole || window.is_zero() {
+        if !(whole || burst.inferred) || window.is_zero() {
             return None;
         }
-        self.pages_at_last_sync = Some(burst.counts.dirty_pages);
         self.growth = burst.parts;
+        let origin = if burst.inferred {
+            Origin::DirtyLogPart
+        } else {
+            self.pages_at_last_sync = Some(burst.counts.dirty_pages);
+            Origin::DirtyLog
+        };
         Some(Sample::Dirty(DirtyWindow {
             window,
             pages: burst.counts.dirty_pages,
             device_pages: burst.counts.device_pages,
-            origin: Origin::DirtyLog,
+            origin,
         }))
     }
 }
@@ -274,6 +322,8 @@ struct Burst {
     seen: BTreeSet<u32>,
     /// Pages of the slots whose logs said something.
     told_pages: u64,
+    /// One of them is known in part only.
+    inferred: bool,
     counts: Counts,
     spans: Spans,
     parts: Vec<PartWindow>,
@@ -282,11 +332,12 @@ struct Burst {
 }
 
 impl Burst {
-    fn add(&mut self, slot: u32, total_pages: u64, reading: Option<Reading>, at: Time) {
-        self.seen.insert(slot);
+    fn add(&mut self, id: u32, slot: &Slot, reading: Option<Reading>, at: Time) {
+        self.seen.insert(id);
         self.last = at;
         if let Some(reading) = reading {
-            self.told_pages = self.told_pages.saturating_add(total_pages);
+            self.inferred |= slot.inferred;
+            self.told_pages = self.told_pages.saturating_add(slot.pages);
             self.counts.add(reading.counts);
             self.spans.add_all(&reading.spans);
             self.parts.extend(reading.parts);
@@ -324,6 +375,7 @@ mod tests {
             dirty_pages,
             device_pages: 0,
             total_pages,
+            inferred: false,
         }
     }
 
@@ -517,6 +569,7 @@ mod tests {
             dirty_pages,
             device_pages,
             total_pages: 1000,
+            inferred: false,
         };
         let script = [
             (0, register(0, 1000)),
@@ -542,6 +595,88 @@ mod tests {
             pages: 1000,
         };
         assert_eq!(windows.growth(), [part(100, 50, 20), part(50, 5, 3)]);
+    }
+
+    #[test]
+    fn a_late_probe_tells_of_what_it_knows_alone() {
+        const PAGES: u64 = PART_PAGES + 100;
+        let mut windows = DirtyWindows::new();
+        let late = |dirty_pages, total_pages| EventKind::DirtyLog {
+            slot: 0,
+            dirty_pages,
+            device_pages: 0,
+            total_pages,
+            inferred: true,
+        };
+        let part = |first_page, dirty_pages| EventKind::DirtyPart {
+            slot: 0,
+            first_page,
+            dirty_pages,
+            device_pages: 0,
+        };
+        let script = [
+            (0, EventKind::LogUnread { slot: 0 }),
+            // The second part of the slot, of which the first is unknown.
+            (10, clear(0, PART_PAGES, 100)),
+            (50, part(0, 999)),
+            (50, part(PART_PAGES, 7)),
+            (50, late(1006, PAGES)),
+            (60, clear(0, 0, PAGES)),
+            (100, part(0, 50)),
+            (100, part(PART_PAGES, 5)),
+            (100, late(55, PAGES)),
+        ];
+        let sample = |milliseconds, pages| {
+            Some(Sample::Dirty(DirtyWindow {
+                window: Duration::from_millis(milliseconds),
+                pages,
+                device_pages: 0,
+                origin: Origin::DirtyLogPart,
+            }))
+        };
+        check(&mut windows, &script, &[sample(40, 7), sample(40, 55)]);
+        assert_eq!(windows.pages_dirty_at_last_sync(), None);
+        assert_eq!(windows.growth().len(), 2);
+    }
+
+    #[test]
+    fn a_log_that_was_not_counted_is_no_sample() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, log(0, 12, 1000)),
+            (50, EventKind::LogUnread { slot: 0 }),
+            // Read again: that ends the burst, which says nothing.
+            (150, log(0, 9, 1000)),
+        ];
+        check(&mut windows, &script, &[sample(100, 9)]);
+    }
+
+    #[test]
+    fn rings_are_told_of_from_sync_to_sync() {
+        let mut windows = DirtyWindows::new();
+        let reset = |pages| EventKind::RingsReset {
+            pages,
+            pushed: pages,
+        };
+        let script = [
+            (0, EventKind::BitmapSync),
+            (1, reset(900)),
+            (60, reset(30)),
+            (100, EventKind::BitmapSync),
+            (101, reset(12)),
+        ];
+        check(&mut windows, &script, &[]);
+        let later = Time::from_nanos(121 * MILLISECOND);
+        let sample = windows.flush(later);
+        let expected = DirtyWindow {
+            window: Duration::from_millis(100),
+            pages: 42,
+            device_pages: 0,
+            origin: Origin::DirtyRing,
+        };
+        assert_eq!(sample, Some(Sample::Dirty(expected)));
+        assert_eq!(windows.flush(later), None, "once only");
     }
 
     #[test]

@@ -63,10 +63,8 @@ fn plain_writes_and_reads_are_exact() {
     // The end of the file, and a descriptor that is none.
     assert_eq!(file.read_at(&mut buffer, 6_000_000_000).expect("end"), 0);
     // SAFETY: there is no such descriptor, so nothing is read.
-    assert_eq!(
-        unsafe { libc::pread(-1, buffer.as_mut_ptr().cast(), 1, 0) },
-        -1
-    );
+    let nowhere = unsafe { libc::pread(-1, buffer.as_mut_ptr().cast(), 1, 0) };
+    assert_eq!(nowhere, -1);
     let seen = seen(&probe, &file);
     assert_eq!(seen.written, requests(2, 4098));
     assert_eq!(seen.read, requests(1, 4097));

@@ -53,6 +53,10 @@ impl Processor {
         Self(file)
     }
 
+    pub(crate) fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
     /// Runs until it halts.
     pub(crate) fn write_pages(&self) {
         let mut registers = [0_u64; 18];

@@ -72,6 +72,9 @@ impl Spans {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) pages: u64,
+    /// It was registered before the probe came: it has at least these pages, and
+    /// nothing is known of its session's first log.
+    pub(super) inferred: bool,
     /// When the log was last read. `None`: not in this session.
     last_read: Option<Time>,
     /// The session's first log had every page set.
@@ -89,13 +92,26 @@ struct Area {
 }
 
 impl Slot {
-    pub(super) const fn new(pages: u64) -> Self {
+    pub(super) const fn new(pages: u64, inferred: bool) -> Self {
         Self {
             pages,
+            inferred,
             last_read: None,
             initially_set: false,
             cleared: BTreeMap::new(),
         }
+    }
+
+    /// It has at least this many pages, if not all were known.
+    pub(super) fn grow(&mut self, pages: u64) {
+        if self.inferred {
+            self.pages = self.pages.max(pages);
+        }
+    }
+
+    /// A log was read at `at` and not counted.
+    pub(super) const fn skip(&mut self, at: Time) {
+        self.last_read = Some(at);
     }
 
     /// Takes a log whose windows end at `end`. `None` if it says nothing.
@@ -108,6 +124,10 @@ impl Slot {
         end: Time,
         clears_apart: bool,
     ) -> Option<Reading> {
+        if self.inferred {
+            self.last_read = Some(end);
+            return self.read_known(log, parts, end);
+        }
         let Some(last_read) = self.last_read.replace(end) else {
             self.initially_set = log.dirty_pages >= self.pages;
             return None;
@@ -120,17 +140,39 @@ impl Slot {
         Some(Reading {
             counts: self.without_stale(log, self.pages, &spans),
             spans,
-            parts: self.part_windows(log, parts, since, end),
+            parts: self
+                .part_windows(log, parts, since, end)
+                .into_iter()
+                .map(|(part, _)| part)
+                .collect(),
         })
     }
 
+    /// Only the parts that were cleared as a whole: what else is set was written
+    /// nobody knows when.
+    fn read_known(&self, log: Counts, parts: &[PartCounts], end: Time) -> Option<Reading> {
+        let mut reading = Reading::default();
+        for (part, spans) in self.part_windows(log, parts, None, end) {
+            if spans.pages == part.pages {
+                reading.counts.add(Counts {
+                    dirty_pages: part.dirty_pages,
+                    device_pages: part.device_pages,
+                });
+                reading.spans.add_all(&spans);
+                reading.parts.push(part);
+            }
+        }
+        (reading.spans.pages > 0).then_some(reading)
+    }
+
+    /// The parts of which any page was cleared, and the windows of those pages.
     fn part_windows(
         &self,
         log: Counts,
         parts: &[PartCounts],
         since: Option<Time>,
         end: Time,
-    ) -> Vec<PartWindow> {
+    ) -> Vec<(PartWindow, Spans)> {
         let whole = [PartCounts {
             first_page: 0,
             counts: log,
@@ -147,12 +189,13 @@ impl Slot {
             let pages = PART_PAGES.min(self.pages - part.first_page);
             let spans = self.spans(part.first_page, part.first_page + pages, since, end);
             let counts = self.without_stale(part.counts, pages, &spans);
-            Some(PartWindow {
+            let part = PartWindow {
                 window: spans.mean()?,
                 pages,
                 dirty_pages: counts.dirty_pages,
                 device_pages: counts.device_pages,
-            })
+            };
+            Some((part, spans))
         });
         windows.collect()
     }
@@ -244,7 +287,7 @@ mod tests {
 
     #[test]
     fn clears_cut_older_areas() {
-        let mut slot = Slot::new(100);
+        let mut slot = Slot::new(100, false);
         slot.clear(0, 100, time(1));
         slot.clear(20, 10, time(2));
         slot.clear(25, 50, time(3));
@@ -280,7 +323,7 @@ mod tests {
     /// Three parts, the last of ten pages, cleared from just before each part's
     /// start on, as QEMU does with a slot that begins 1 MiB into its block.
     fn cleared() -> Slot {
-        let mut slot = Slot::new(2 * PART_PAGES + 10);
+        let mut slot = Slot::new(2 * PART_PAGES + 10, false);
         let log = Counts {
             dirty_pages: slot.pages,
             device_pages: 0,
