@@ -2,6 +2,7 @@
 //! and what it costs. One file a row of the table.
 
 mod against;
+mod busy;
 mod cost;
 mod dirty;
 mod disks;

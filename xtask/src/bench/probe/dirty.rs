@@ -22,13 +22,9 @@ use crate::bench::target::{Limit, Part};
 
 const VERSIONS: [QemuVersion; 2] = [QemuVersion::System, QemuVersion::V7_2];
 const PAGE_BYTES: u64 = 4096;
-/// Windows of one guest.
-const WINDOWS: u32 = 8;
-/// Syncs of one migration.
-const SYNCS: u64 = 6;
 const LIMIT_PERCENT: f64 = 3.0;
 /// Enough that not all of them are written in a pass.
-const BUFFER_PAGES: u32 = 8192;
+const BUFFER_PAGES: u32 = 2048;
 
 pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
     if Accel::detect()? != Accel::Kvm {
@@ -46,11 +42,12 @@ pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
 /// Against the guest's own word.
 fn windows(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-window";
-    let runs = runs(bencher, row, version, (8, 2), |pacer, rng, guest| {
+    let windows_each = if bencher.plan.quick { 4 } else { 8 };
+    let runs = runs(bencher, row, version, (5, 2), |pacer, rng, guest| {
         let options = DirtyCheck::options(guest, version)?;
         let mut check = DirtyCheck::start(pacer, version, options)?;
         let mut windows = Vec::new();
-        for _ in 0..WINDOWS {
+        for _ in 0..windows_each {
             let run = Duration::from_millis(rng.u64(20..400));
             let Some(window) = check.window(run)? else {
                 continue;
@@ -71,10 +68,11 @@ fn windows(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>>
 /// Against what QEMU then sends.
 fn migrations(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-migration";
-    let runs = runs(bencher, row, version, (8, 2), |pacer, rng, guest| {
+    let syncs_each = if bencher.plan.quick { 4 } else { 6 };
+    let runs = runs(bencher, row, version, (5, 2), |pacer, rng, guest| {
         let options = DirtyCheck::options(guest, version)?;
         let check = DirtyCheck::start(pacer, version, options)?;
-        let syncs = check.migrate(bandwidth(rng, version, guest), SYNCS)?;
+        let syncs = check.migrate(bandwidth(rng, version, guest), syncs_each)?;
         Ok(json!({"syncs": sync_list(&syncs), "missed": check.finish()?}))
     })?;
     let what = format!("bare guest, against the pages QEMU then sends, QEMU {version}");
@@ -84,7 +82,8 @@ fn migrations(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Par
 /// With disk reads and network traffic, against QEMU's own count.
 fn with_devices(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-devices";
-    let runs = runs(bencher, row, version, (8, 2), |pacer, rng, guest| {
+    let syncs_each = if bencher.plan.quick { 4 } else { 6 };
+    let runs = runs(bencher, row, version, (5, 2), |pacer, rng, guest| {
         let image = Image::create(Place::Disk)?;
         let bytes_per_second = bandwidth(rng, version, guest);
         let guest = busy(rng, guest, bytes_per_second);
@@ -96,7 +95,9 @@ fn with_devices(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<P
         }];
         let aio = options.disks[0].aio.name();
         let check = DirtyCheck::start(pacer, version, options)?;
-        let syncs = with_frames(check.vm(), rng, || check.migrate(bytes_per_second, SYNCS))?;
+        let syncs = with_frames(check.vm(), rng, || {
+            check.migrate(bytes_per_second, syncs_each)
+        })?;
         Ok(json!({"aio": aio, "syncs": sync_list(&syncs), "missed": check.finish()?}))
     })?;
     let what = format!("disk reads and network, off QEMU's own count, QEMU {version}");

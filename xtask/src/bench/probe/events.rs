@@ -12,7 +12,7 @@ const ROW: &str = "events";
 const DEPTH: u32 = 64;
 
 pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
-    let repeats = bencher.plan.repeats(6, 2);
+    let repeats = bencher.plan.repeats(3, 1);
     let writes = if bencher.plan.quick { 200_000 } else { 400_000 };
     let mut runs = Vec::new();
     for place in [Place::Memory, Place::Disk] {

@@ -1,6 +1,7 @@
 //! qemu-img bench with the probe attached: writes whose number is known.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ impl Image {
         let mut builder = tempfile::Builder::new();
         let builder = builder.prefix("pacer-image-");
         let folder = match place {
-            Place::Memory if Path::new(MEMORY_FOLDER).is_dir() => {
+            Place::Memory if takes_direct(Path::new(MEMORY_FOLDER)) => {
                 builder.tempdir_in(MEMORY_FOLDER)?
             }
             _ => builder.tempdir()?,
@@ -64,6 +65,18 @@ impl Image {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether files there can be opened with O_DIRECT: memory's file system takes
+/// it from Linux 6.6 on.
+fn takes_direct(folder: &Path) -> bool {
+    const O_DIRECT: i32 = 0o40_000;
+    let Ok(file) = tempfile::NamedTempFile::new_in(folder) else {
+        return false;
+    };
+    let mut options = fs::OpenOptions::new();
+    let options = options.write(true).custom_flags(O_DIRECT);
+    options.open(file.path()).is_ok()
 }
 
 /// The same, and refuses a cost of writes that the probe did not see.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use pacer_tests::observe::{ObserveOptions, Observer};
+use pacer_tests::observe::{Line, ObserveOptions, Observer};
 use pacer_tests::synthetic::Synthetic;
 use serde_json::{Value, json};
 
@@ -73,7 +73,19 @@ fn observe(pacer: &Path, program: &Path, synthetic: Synthetic) -> Result<Value> 
         "observed_syncs": lines.syncs().count(),
         "slots": done.slots,
         "missed": line.probe.missed(),
+        "us_per_gib": us_per_gib(&line, done.syncs),
     }))
+}
+
+/// What each GiB of the logs cost to look at; `None` without BPF statistics.
+fn us_per_gib(line: &Line, syncs: u64) -> Option<f64> {
+    let of_logs = line.probe.programs.iter();
+    let of_logs = of_logs.filter(|program| program.name.contains("ioctl"));
+    let ns: u64 = of_logs.map(|program| program.run_ns).sum::<Option<u64>>()?;
+    let gib = u32::try_from(syncs * (RAM_BYTES >> 30))
+        .ok()
+        .filter(|&gib| gib > 0)?;
+    Some(u32::try_from(ns / 1000).map(f64::from).ok()? / f64::from(gib))
 }
 
 fn parts(runs: &[Value]) -> Vec<Part> {
@@ -88,6 +100,11 @@ fn parts(runs: &[Value]) -> Vec<Part> {
     let missed = Bencher::figures(runs, "missed");
     vec![
         Part::largest(what, &mib, "MiB").limit(Limit::AtMost(LIMIT_MIB)),
+        Part::median(
+            "cost per GiB and sync of these logs",
+            &Bencher::figures(runs, "us_per_gib"),
+            "µs",
+        ),
         Part::largest("events lost or not readable meanwhile", &missed, "events"),
     ]
 }
