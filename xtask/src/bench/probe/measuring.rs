@@ -1,6 +1,5 @@
 //! What QEMU's own dirty-rate measurements cost the guest: `pacer observe
 //! --qmp` asks for them so that there is a dirty log to see before a migration.
-#![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! How much slower a guest is with the probe attached than without, and with
 //! bpftrace counting the same tracepoints.
-#![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]
 
 use std::path::Path;
 use std::time::Duration;
