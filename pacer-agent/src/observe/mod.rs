@@ -3,7 +3,7 @@
 //!
 //! This module is the loop: it attaches the probe, ticks, and ends with a signal
 //! or with the process. What a line says is decided in [`state`] and [`ram`],
-//! how it looks in [`line`] and [`table`]; those are pure.
+//! how it looks in [`mod@line`] and [`table`]; those are pure.
 
 mod disks;
 pub mod families;
