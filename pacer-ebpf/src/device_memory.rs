@@ -22,11 +22,13 @@ const WORD_PAGES: u64 = 64;
 /// Most words noted for one buffer: 2 GiB, the most that a call reads.
 const MAX_WORDS: u64 = (1 << 31) / 4096 / WORD_PAGES + 1;
 
-/// Vectors that are being read into.
+/// Vectors that are being written.
 struct Vectors {
     address: u64,
     /// Bytes that are not placed yet.
     left: u64,
+    /// 1 if a call reads into them, 0 if QEMU copies what it has.
+    is_read: u64,
 }
 
 /// Pages that are being noted, counted in the slot's range.
@@ -39,44 +41,70 @@ struct Marks {
 /// `bytes` were, or are being, read to `address`.
 #[inline(always)]
 pub(crate) fn read_into(address: u64, bytes: u64) {
-    let Some(range) = ranges::at(address) else {
-        count_bytes(counter::READ_ELSEWHERE_BYTES, bytes);
-        return;
+    let index = if copied_into(address, bytes) {
+        counter::READ_TO_RAM_BYTES
+    } else {
+        counter::READ_ELSEWHERE_BYTES
     };
-    count_bytes(counter::READ_TO_RAM_BYTES, bytes);
+    count_bytes(index, bytes);
+}
+
+/// `bytes` are being copied to `address`. Whether that is guest memory.
+#[inline(always)]
+fn copied_into(address: u64, bytes: u64) -> bool {
+    let Some(range) = ranges::at(address) else {
+        return false;
+    };
     if range.logged != 0 && range.first_piece != NO_PIECE && bytes > 0 {
         note(range, address, bytes);
     }
+    true
 }
 
 /// `bytes` were, or are being, read into `count` vectors at `address`.
 #[inline(always)]
 pub(crate) fn read_into_vectors(address: u64, count: u64, bytes: u64) {
+    walk(address, count, bytes, 1);
+}
+
+/// `bytes` are being copied into `count` vectors at `address`.
+#[inline(always)]
+pub(crate) fn copied_into_vectors(address: u64, count: u64, bytes: u64) {
+    walk(address, count, bytes, 0);
+}
+
+#[inline(always)]
+fn walk(address: u64, count: u64, bytes: u64, is_read: u64) {
     let mut vectors = Vectors {
         address,
         left: bytes,
+        is_read,
     };
     // SAFETY: the callback has the form the helper wants, and `vectors`
     // outlives the call.
     unsafe {
         bpf_loop(
             at_most(count),
-            read_into_vector as *mut c_void,
+            next_vector as *mut c_void,
             (&raw mut vectors).cast(),
             0,
         )
     };
 }
 
-unsafe extern "C" fn read_into_vector(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `read_into_vectors` passes its `Vectors`, and nothing else uses
+unsafe extern "C" fn next_vector(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `walk` passes its `Vectors`, and nothing else uses
     // it now.
     let vectors = unsafe { &mut *context.cast::<Vectors>() };
     let Some(vector) = read_user::<IoVec>(vectors.address + u64::from(index) * VECTOR_BYTES) else {
         return 1;
     };
     let bytes = vector.bytes.min(vectors.left);
-    read_into(vector.base, bytes);
+    if vectors.is_read != 0 {
+        read_into(vector.base, bytes);
+    } else {
+        copied_into(vector.base, bytes);
+    }
     vectors.left -= bytes;
     i64::from(vectors.left == 0)
 }

@@ -7,12 +7,13 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
+use pacer_common::file::FileKey;
 
 use crate::filter::observed_thread;
 use crate::kernel::file_of;
 use crate::syscall::{registers, result};
 use crate::user::read_user;
-use crate::vectors::total_bytes;
+use crate::vectors::{IoVec, total_bytes};
 use crate::{device_memory, file};
 
 // https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/aio_abi.h
@@ -38,6 +39,18 @@ struct Iocb {
     offset: u64,
 }
 
+/// A walk over the requests of one call.
+struct Batch {
+    iocbs: u64,
+    /// The descriptor of the last request, [`NO_DESCRIPTOR`] before the first,
+    /// and its file: mostly they are all for one.
+    descriptor: u64,
+    file: FileKey,
+}
+
+/// No descriptor is as large.
+const NO_DESCRIPTOR: u64 = u64::MAX;
+
 #[tracepoint]
 fn io_submit_exit(context: TracePointContext) -> u32 {
     let _ = try_io_submit_exit(&context);
@@ -48,14 +61,21 @@ fn io_submit_exit(context: TracePointContext) -> u32 {
 fn try_io_submit_exit(context: &TracePointContext) -> Option<()> {
     observed_thread()?;
     let accepted = u64::try_from(result(context)).ok()?;
-    let mut iocbs = registers().third();
-    // SAFETY: the callback has the form the helper wants, and `iocbs` outlives
+    let mut batch = Batch {
+        iocbs: registers().third(),
+        descriptor: NO_DESCRIPTOR,
+        file: FileKey {
+            inode: 0,
+            super_block: 0,
+        },
+    };
+    // SAFETY: the callback has the form the helper wants, and `batch` outlives
     // the call.
     unsafe {
         bpf_loop(
             u32::try_from(accepted).map_or(MAX_REQUESTS, |accepted| accepted.min(MAX_REQUESTS)),
             on_request as *mut c_void,
-            (&raw mut iocbs).cast(),
+            (&raw mut batch).cast(),
             0,
         )
     };
@@ -63,38 +83,42 @@ fn try_io_submit_exit(context: &TracePointContext) -> Option<()> {
 }
 
 unsafe extern "C" fn on_request(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `try_io_submit_exit` passes its address of the list.
-    let iocbs = unsafe { *context.cast::<u64>() };
-    let _ = try_request(iocbs + u64::from(index) * 8);
+    // SAFETY: `try_io_submit_exit` passes its `Batch`, and nothing else uses it
+    // now.
+    let batch = unsafe { &mut *context.cast::<Batch>() };
+    let _ = try_request(batch, index);
     0
 }
 
 #[inline(always)]
-fn try_request(entry: u64) -> Option<()> {
-    let iocb: Iocb = read_user(read_user(entry)?)?;
-    let vectored = matches!(iocb.opcode, IOCB_CMD_PREADV | IOCB_CMD_PWRITEV);
-    if !vectored && !matches!(iocb.opcode, IOCB_CMD_PREAD | IOCB_CMD_PWRITE) {
-        return None;
-    }
-    let bytes = if vectored {
-        total_bytes(iocb.buffer, iocb.bytes)
-    } else {
-        iocb.bytes
+fn try_request(batch: &mut Batch, index: u32) -> Option<()> {
+    let iocb: Iocb = read_user(read_user(batch.iocbs + u64::from(index) * 8)?)?;
+    let bytes = match iocb.opcode {
+        IOCB_CMD_PREAD | IOCB_CMD_PWRITE => iocb.bytes,
+        // Without a walk where there is one alone.
+        IOCB_CMD_PREADV | IOCB_CMD_PWRITEV if iocb.bytes == 1 => {
+            read_user::<IoVec>(iocb.buffer)?.bytes
+        }
+        IOCB_CMD_PREADV | IOCB_CMD_PWRITEV => total_bytes(iocb.buffer, iocb.bytes),
+        _ => return None,
     };
     if bytes == 0 {
         return None;
     }
-    let key = file_of(iocb.fd)?;
+    if batch.descriptor != u64::from(iocb.fd) {
+        batch.file = file_of(iocb.fd)?;
+        batch.descriptor = u64::from(iocb.fd);
+    }
     match iocb.opcode {
         IOCB_CMD_PREAD => {
-            file::read(&key, bytes);
+            file::read(&batch.file, bytes);
             device_memory::read_into(iocb.buffer, bytes);
         }
         IOCB_CMD_PREADV => {
-            file::read(&key, bytes);
+            file::read(&batch.file, bytes);
             device_memory::read_into_vectors(iocb.buffer, iocb.bytes, bytes);
         }
-        _ => file::wrote(&key, iocb.offset, bytes),
+        _ => file::wrote(&batch.file, iocb.offset, bytes),
     }
     Some(())
 }

@@ -17,6 +17,7 @@ mod dirty_ring_push;
 mod fallocate_exit;
 mod file;
 mod filter;
+mod guest_copy;
 mod guest_store;
 mod io_submit_exit;
 mod io_uring_complete;

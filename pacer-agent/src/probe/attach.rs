@@ -255,6 +255,11 @@ fn attach_first(ebpf: &mut Ebpf, function: &Function, tgid: u32) -> Result<(), S
     Err(warning)
 }
 
+/// Attaches what sees devices copy into guest memory.
+pub(super) fn attach_copies(ebpf: &mut Ebpf, tgid: u32) -> Result<(), String> {
+    attach_first(ebpf, &hooks::COPIES, tgid)
+}
+
 /// Attaches what sees the stores of a guest under TCG; all of it or none.
 pub(super) fn attach_stores(ebpf: &mut Ebpf, tgid: u32) -> Result<Vec<UProbeLink>, ProbeError> {
     let mut links = Vec::new();

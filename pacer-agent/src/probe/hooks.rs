@@ -108,6 +108,9 @@ pub(super) const MARKS: [Function; 3] = [
     ),
 ];
 
+/// What devices copy into guest memory, which counts while its writes are logged.
+pub(super) const COPIES: Function = function("guest_copy", &["iov_from_buf_full"]);
+
 pub(super) const STORE_UPROBE: &str = "guest_store";
 
 /// QEMU's helpers for stores of a guest under TCG: as 8.2 and later name them,

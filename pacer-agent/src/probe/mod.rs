@@ -82,6 +82,9 @@ pub struct Probe {
     /// Keeps the kernel's accounting of run times on. `None` without the right.
     stats: Option<OwnedFd>,
     warnings: Vec<String>,
+    /// Whether it was tried to watch what devices copy into guest memory. Not
+    /// before a dirty log is kept: until then it would cost and tell nothing.
+    copies_tried: bool,
     state_uprobe: bool,
     /// What watches the stores of a guest under TCG; empty while nothing does.
     stores: Vec<UProbeLink>,
@@ -156,6 +159,7 @@ impl Probe {
             waiter: None,
             stats,
             warnings: Vec::new(),
+            copies_tried: false,
             state_uprobe: false,
             stores: Vec::new(),
             stores_begun: 0,
@@ -186,10 +190,17 @@ impl Probe {
         let Some(observed) = self.tgid else {
             return Vec::new();
         };
-        self.pending
+        let events: Vec<Event> = self
+            .pending
             .drain(..)
             .filter_map(|(tgid, event)| (tgid == observed).then_some(event))
-            .collect()
+            .collect();
+        if !self.copies_tried && events.iter().any(is_logging) {
+            self.copies_tried = true;
+            self.warnings
+                .extend(attach::attach_copies(&mut self.ebpf, observed).err());
+        }
+        events
     }
 
     /// Waits until [`Probe::drain`] would return something. May be cancelled and
@@ -363,6 +374,11 @@ fn detach_elsewhere(links: Vec<UProbeLink>) {
         // Then they were detached here.
         tracing::debug!(%error, "no thread to detach the store helpers in");
     }
+}
+
+/// Whether a slot's dirty pages begin to be logged.
+const fn is_logging(event: &Event) -> bool {
+    matches!(event.kind, EventKind::SlotRegistered { logging: true, .. })
 }
 
 /// `descriptor` with the runtime, to wait until it is readable.
