@@ -219,8 +219,8 @@ fn without_bpf_rights_the_migration_goes_on() -> Result<()> {
 #[ignore = "needs QEMU"]
 fn without_a_tracepoint_the_migration_goes_on() -> Result<()> {
     let wrapper = "exec unshare --mount sh -c 'mount -t tmpfs none \
-        /sys/kernel/tracing/events/syscalls/sys_enter_ioctl && exec PACER \"$@\"' sh \"$@\"";
-    arrives_without(wrapper, "sys_enter_ioctl")
+        /sys/kernel/tracing/events/syscalls/sys_exit_ioctl && exec PACER \"$@\"' sh \"$@\"";
+    arrives_without(wrapper, "sys_exit_ioctl")
 }
 
 #[test]

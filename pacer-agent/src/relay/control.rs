@@ -50,7 +50,7 @@ pub async fn open(connection: &Connection) -> Result<(Sender, Receiver), Control
         .map_err(|error| ControlError::Link(explain(&error)))?;
     send.write_all(&Preface::Control.encode())
         .await
-        .map_err(|error| link(connection, &error))?;
+        .map_err(|error| unwritable(&error))?;
     Ok((Sender(send), Receiver::new(recv)))
 }
 
@@ -100,7 +100,7 @@ impl Sender {
         self.0
             .write_all(&frame)
             .await
-            .map_err(|error| ControlError::Link(error.to_string()))
+            .map_err(|error| unwritable(&error))
     }
 
     /// Ends the stream and waits, at most `timeout`, until the peer has it all.
@@ -153,9 +153,11 @@ impl Receiver {
     }
 }
 
-fn link(connection: &Connection, error: &quinn::WriteError) -> ControlError {
-    let reason = connection
-        .close_reason()
-        .map_or_else(|| error.to_string(), |reason| explain(&reason));
-    ControlError::Link(reason)
+/// A peer that does not know this one says so after its own handshake is done:
+/// often the first to learn of it is a write.
+fn unwritable(error: &quinn::WriteError) -> ControlError {
+    ControlError::Link(match error {
+        quinn::WriteError::ConnectionLost(lost) => explain(lost),
+        other => other.to_string(),
+    })
 }
