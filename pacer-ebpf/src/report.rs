@@ -37,9 +37,8 @@ pub(crate) fn count(index: u32) {
 pub(crate) fn count_bytes(index: u32, bytes: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: a map's value lives as long as the map, and this one is the
-        // CPU's own. (A uprobe, which may be preempted, could lose a count to a
-        // program that comes between; the BPF target offers no atomics, and
-        // uprobes fire a few dozen times a migration.)
+        // CPU's own. (A uprobe may be preempted, and could lose a count here to
+        // a program that comes between.)
         unsafe { *counter += bytes };
     }
 }
