@@ -14,7 +14,7 @@ use crate::dirty_log::{self, Log};
 use crate::filter::own_tgid;
 use crate::maps::{PUSHED, SLOTS};
 use crate::ranges;
-use crate::report::{count, report};
+use crate::report::{count, report, report_now};
 use crate::user::read_user;
 
 // https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/kvm.h
@@ -100,7 +100,7 @@ pub(crate) fn on_rings_reset(pages: u64) {
         Some(pushed) => unsafe { atomic::exchange(pushed, 0) },
         None => 0,
     };
-    report(RawEvent {
+    report_now(RawEvent {
         kind: RINGS_RESET,
         a: pages,
         b: pushed,
@@ -129,7 +129,7 @@ fn on_region(tgid: u32, region: MemoryRegion) {
             count(counter::MAP_FULL);
         }
     }
-    report(RawEvent {
+    report_now(RawEvent {
         kind: SLOT_REGISTERED,
         subject: region.slot,
         a: pages,
@@ -209,7 +209,7 @@ fn on_log(context: &TracePointContext, tgid: u32, log: DirtyLog) -> Option<()> {
     let mut flags = if slot.inferred != 0 { INFERRED } else { 0 };
     if counts.pages < slot.pages {
         flags |= PARTIAL;
-        report(RawEvent {
+        report_now(RawEvent {
             kind: LOG_REST,
             subject: log.slot,
             a: counts.pages,

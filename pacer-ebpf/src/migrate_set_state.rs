@@ -5,7 +5,7 @@ use aya_ebpf::programs::ProbeContext;
 use pacer_common::event::{MIGRATION_STATE, RawEvent};
 
 use crate::filter::observed_thread;
-use crate::report::report;
+use crate::report::report_now;
 use crate::user::read_user;
 
 #[uprobe]
@@ -25,7 +25,7 @@ fn try_migrate_set_state(context: &ProbeContext) -> Option<()> {
     if read_user::<u32>(state)? != old {
         return None;
     }
-    report(RawEvent {
+    report_now(RawEvent {
         kind: MIGRATION_STATE,
         a: u64::from(old),
         b: u64::from(new),

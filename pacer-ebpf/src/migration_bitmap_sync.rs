@@ -8,7 +8,7 @@ use pacer_common::event::{BITMAP_SYNC, RawEvent, STORES_COUNTED};
 use crate::atomic;
 use crate::filter::observed_thread;
 use crate::maps::{STORE_COUNTS, STORES_WATCHED};
-use crate::report::report;
+use crate::report::{report, report_now};
 
 #[uprobe]
 fn migration_bitmap_sync(_context: ProbeContext) -> u32 {
@@ -40,7 +40,7 @@ fn try_end_stores() -> Option<()> {
             atomic::exchange(&raw mut (*counts).overflow, 0),
         )
     };
-    report(RawEvent {
+    report_now(RawEvent {
         kind: STORES_COUNTED,
         a: pages,
         b: overflow,

@@ -6,12 +6,12 @@ use aya_ebpf::programs::ProbeContext;
 use pacer_common::event::{GUEST_STOPPING, RawEvent};
 
 use crate::filter::observed_thread;
-use crate::report::report;
+use crate::report::report_now;
 
 #[uprobe]
 fn vm_stop(_context: ProbeContext) -> u32 {
     if observed_thread().is_some() {
-        report(RawEvent {
+        report_now(RawEvent {
             kind: GUEST_STOPPING,
             ..RawEvent::default()
         });

@@ -47,6 +47,9 @@ use qemu::News;
 use ram::Asking;
 use screen::Screen;
 
+/// How often the ring is emptied of what nobody is woken for.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Something the loop must act on.
 enum Wake {
     Tick,
@@ -171,6 +174,8 @@ impl Observer {
     ) -> Result<Exit, Failure> {
         let mut timer = tokio::time::interval(interval);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drain = tokio::time::interval(DRAIN_INTERVAL);
+        drain.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wake = tokio::select! {
                 biased;
@@ -179,6 +184,7 @@ impl Observer {
                 _ = timer.tick() => Wake::Tick,
                 Some(news) = self.news.recv() => Wake::News(news),
                 () = settled(self.settles_at) => Wake::Settled,
+                _ = drain.tick(), if self.settles_at.is_none() => Wake::Probe,
                 Ok(()) = self.probe.readable(), if self.settles_at.is_none() => Wake::Probe,
             };
             let shown = match wake {

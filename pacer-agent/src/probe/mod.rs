@@ -203,8 +203,10 @@ impl Probe {
         events
     }
 
-    /// Waits until [`Probe::drain`] would return something. May be cancelled and
-    /// called again: no event is lost or overlooked.
+    /// Waits until [`Probe::drain`] would return something to act on at once: a
+    /// slot registered, the guest being stopped, the migration's state, stores
+    /// counted. Of dirty logs nobody is told before the ring is a quarter full:
+    /// drain on a tick, too. May be cancelled and called again: no event is lost.
     ///
     /// # Errors
     ///
@@ -215,8 +217,7 @@ impl Probe {
     /// Outside of a tokio runtime with I/O enabled.
     pub async fn readable(&mut self) -> io::Result<()> {
         loop {
-            // The kernel wakes only a reader that had caught up, hence first
-            // empty the ring, then wait.
+            // What came before the wait wakes nobody.
             self.fill();
             if !self.pending.is_empty() {
                 return Ok(());

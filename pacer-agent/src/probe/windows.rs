@@ -109,6 +109,14 @@ impl DirtyWindows {
     /// completed a burst; else call [`DirtyWindows::flush`] after
     /// [`BURST_GAP`] without another event.
     pub fn handle_event(&mut self, event: &Event) -> Option<Sample> {
+        // The owner may come later than the gap.
+        let paused = self.burst.has_paused(event.at).then(|| self.end_burst());
+        let sample = self.take_in(event);
+        // A slot that is alone in its burst ends it at once: not both.
+        paused.flatten().or(sample)
+    }
+
+    fn take_in(&mut self, event: &Event) -> Option<Sample> {
         match event.kind {
             EventKind::DirtyLog {
                 slot,
@@ -196,10 +204,10 @@ impl DirtyWindows {
         if self.rings.is_due(now) {
             return self.rings.end();
         }
-        if now.since(self.burst.last) < BURST_GAP {
-            return None;
-        }
-        self.end_burst()
+        self.burst
+            .has_paused(now)
+            .then(|| self.end_burst())
+            .flatten()
     }
 
     /// Distinct pages that vCPUs wrote in the window before the last sync over
@@ -335,6 +343,11 @@ struct Burst {
 }
 
 impl Burst {
+    /// Whether nothing came for so long by `now` that nothing more will.
+    fn has_paused(&self, now: Time) -> bool {
+        now.since(self.last) >= BURST_GAP
+    }
+
     fn add(&mut self, id: u32, slot: &Slot, reading: Option<Reading>, at: Time) {
         self.seen.insert(id);
         self.last = at;
@@ -711,6 +724,29 @@ mod tests {
             }))
         });
         check(&mut windows, &script, &expected);
+    }
+
+    #[test]
+    fn a_pause_ends_a_burst_however_late_it_is_seen() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register(0, 1000)),
+            (0, register(1, 10)),
+            (0, log(0, 1000, 1000)),
+            (0, log(1, 10, 10)),
+            (0, clear(0, 0, 1000)),
+            (0, clear(1, 0, 10)),
+            // The display looks at its own memory, and long after QEMU at all.
+            (50, log(1, 3, 10)),
+            (200, log(0, 40, 1000)),
+            (200, log(1, 4, 10)),
+        ];
+        let samples: Vec<_> = script
+            .iter()
+            .filter_map(|&(time, kind)| windows.handle_event(&at(time, kind)))
+            .collect();
+        assert_eq!(samples.len(), 1, "{samples:?}");
+        assert_eq!(windows.pages_dirty_at_last_sync(), Some(44));
     }
 
     #[test]
