@@ -4,6 +4,8 @@
 
 use core::mem::{align_of, size_of};
 
+use crate::file::FileKey;
+
 /// Name of the array of [`ChunkSet`].
 pub const CHUNKS: &str = "CHUNKS";
 
@@ -38,10 +40,8 @@ const FIRST_SHIFT: u32 = 21;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chunk {
-    /// Inode of its file.
-    pub inode: u64,
-    /// File system of its file, as in [`crate::file::FileKey`].
-    pub super_block: u64,
+    /// Its file.
+    pub file: FileKey,
     /// Its number in the file.
     pub number: u64,
     /// When it was last written, `bpf_ktime_get_ns`; 0: no chunk is here.
@@ -56,7 +56,7 @@ pub struct Chunk {
 pub type ChunkSet = [Chunk; WAYS];
 
 const _: () = {
-    assert!(size_of::<Chunk>() == 48);
+    assert!(size_of::<Chunk>() == 56);
     assert!(align_of::<Chunk>() == 8);
     assert!(SETS.is_power_of_two());
 };
@@ -98,9 +98,9 @@ pub const fn mean_with(mean_ns: u64, interval_ns: u64) -> u64 {
 /// The set that a chunk belongs to, below [`SETS`].
 #[inline(always)]
 #[must_use]
-pub const fn set_of(inode: u64, super_block: u64, number: u64) -> u32 {
+pub const fn set_of(file: &FileKey, number: u64) -> u32 {
     // Fibonacci hashing: neighbours go to sets far apart.
-    let mixed = (inode ^ super_block.rotate_left(32))
+    let mixed = (file.inode ^ file.super_block.rotate_left(32))
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
         .wrapping_add(number)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -135,9 +135,14 @@ mod tests {
 
     #[test]
     fn neighbours_are_spread() {
+        let file = FileKey {
+            inode: 42,
+            super_block: 7,
+            generation: 0,
+        };
         let mut used = [0u8; SETS as usize];
         for number in 0..u64::from(SETS) {
-            used[set_of(42, 7, number) as usize] += 1;
+            used[set_of(&file, number) as usize] += 1;
         }
         let most = used.iter().max().copied();
         assert!(most <= Some(8), "{most:?}");

@@ -21,28 +21,30 @@ pub struct KernelLayout {
     pub file_inode: u32,
     /// `inode.i_ino`
     pub inode_number: u32,
+    /// `inode.i_generation`
+    pub inode_generation: u32,
     /// `inode.i_sb`
     pub inode_super: u32,
     /// `super_block.s_dev`
     pub super_device: u32,
-    /// `io_kiocb.cqe.fd`
-    pub request_fd: u32,
+    /// `io_kiocb.file`
+    pub request_file: u32,
+    /// `io_kiocb.opcode`
+    pub request_opcode: u32,
     /// `io_rw.kiocb.ki_pos`, from the start of the request.
     pub request_position: u32,
     /// `io_rw.addr`, from the start of the request.
     pub request_address: u32,
     /// `io_rw.len`, from the start of the request.
     pub request_length: u32,
-    /// Always 0.
-    pub padding: u32,
 }
 
 const _: () = {
-    assert!(size_of::<KernelLayout>() == 48);
+    assert!(size_of::<KernelLayout>() == 52);
     assert!(align_of::<KernelLayout>() == 4);
 };
 
-// SAFETY: `repr(C)`, integers only, 12 of 4 bytes that fill it without padding
+// SAFETY: `repr(C)`, integers only, 13 of 4 bytes that fill it without padding
 // (asserted above): every byte pattern is a valid value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for KernelLayout {}

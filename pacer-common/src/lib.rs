@@ -4,7 +4,6 @@
 //! valid value and every byte is written.
 #![no_std]
 
-pub mod backend;
 pub mod block;
 pub mod chunk;
 pub mod counter;
@@ -19,4 +18,3 @@ pub mod slot;
 pub mod socket;
 pub mod store;
 pub mod tracepoint;
-pub mod uring;

@@ -10,10 +10,6 @@ pub const TRACEPOINT_LAYOUT: &str = "TRACEPOINT_LAYOUT";
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TracepointLayout {
-    /// `io_uring_submit_req`: address of the request.
-    pub submit_request: u32,
-    /// `io_uring_submit_req`: what is asked for.
-    pub submit_opcode: u32,
     /// `io_uring_complete`: address of the request.
     pub complete_request: u32,
     /// `io_uring_complete`: bytes done, or an error.
@@ -33,11 +29,11 @@ pub struct TracepointLayout {
 }
 
 const _: () = {
-    assert!(size_of::<TracepointLayout>() == 40);
+    assert!(size_of::<TracepointLayout>() == 32);
     assert!(align_of::<TracepointLayout>() == 4);
 };
 
-// SAFETY: `repr(C)`, integers only, 10 of 4 bytes that fill it without padding
+// SAFETY: `repr(C)`, integers only, 8 of 4 bytes that fill it without padding
 // (asserted above): every byte pattern is a valid value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for TracepointLayout {}

@@ -9,6 +9,7 @@ use pacer_common::chunk::{self, CHUNK_SHIFT, CLASSES, Chunk, MAX_CHUNKS, WAYS};
 use pacer_common::counter;
 use pacer_common::file::{FileCounts, FileKey};
 
+use crate::atomic;
 use crate::maps::{CHUNKS, FILES};
 use crate::report::count;
 
@@ -67,7 +68,7 @@ unsafe extern "C" fn next_chunk(index: u32, context: *mut c_void) -> i64 {
 
 #[inline(always)]
 fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64) {
-    let set = chunk::set_of(key.inode, key.super_block, number);
+    let set = chunk::set_of(key, number);
     let Some(set) = CHUNKS.get_ptr_mut(set) else {
         return;
     };
@@ -78,11 +79,7 @@ fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64)
     let mut oldest = 0;
     let mut oldest_at = u64::MAX;
     for (way, chunk) in set.iter_mut().enumerate() {
-        if chunk.number == number
-            && chunk.inode == key.inode
-            && chunk.super_block == key.super_block
-            && chunk.written_at_ns != 0
-        {
+        if chunk.number == number && is_same(&chunk.file, key) && chunk.written_at_ns != 0 {
             written_again(chunk, counts, now_ns);
             return;
         }
@@ -96,14 +93,21 @@ fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64)
         evict(chunk);
     }
     *chunk = Chunk {
-        inode: key.inode,
-        super_block: key.super_block,
+        file: *key,
         number,
         written_at_ns: now_ns,
         interval_ns: 0,
         class: 0,
     };
     count_chunk(counts, 0, 1);
+}
+
+/// Whether two keys are of one file.
+#[inline(always)]
+const fn is_same(one: &FileKey, other: &FileKey) -> bool {
+    one.inode == other.inode
+        && one.super_block == other.super_block
+        && one.generation == other.generation
 }
 
 #[inline(always)]
@@ -123,14 +127,10 @@ fn written_again(chunk: &mut Chunk, counts: *mut FileCounts, now_ns: u64) {
 /// Takes a chunk out of the counts of its file, whichever that is.
 #[inline(always)]
 fn evict(chunk: &Chunk) {
-    let key = FileKey {
-        inode: chunk.inode,
-        super_block: chunk.super_block,
-    };
-    if let Some(counts) = FILES.get_ptr_mut(key) {
+    if let Some(counts) = FILES.get_ptr_mut(chunk.file) {
         count_chunk(counts, chunk.class, -1);
-        // SAFETY: this CPU's own value, as in `file::counts`.
-        unsafe { (*counts).evicted_chunks += 1 };
+        // SAFETY: this CPU's own value, as in `file`.
+        unsafe { atomic::add(&raw mut (*counts).evicted_chunks, 1) };
     }
 }
 
@@ -144,9 +144,11 @@ fn count_chunk(counts: *mut FileCounts, class: u64, change: i64) {
     if let Ok(class) = usize::try_from(class)
         && class < CLASSES
     {
-        // SAFETY: this CPU's own value, as in `file::counts`, and the class is
-        // one of it.
-        unsafe { (*counts).chunks[class] += change };
+        // SAFETY: this CPU's own value, as in `file`, and the class is one of it.
+        unsafe {
+            let chunks = (&raw mut (*counts).chunks).cast::<u64>();
+            atomic::add(chunks.add(class), change.cast_unsigned());
+        }
     }
 }
 

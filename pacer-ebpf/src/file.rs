@@ -1,23 +1,37 @@
-//! Counts what is read from and written to each file.
+//! Counts what is read from and written to each file, and asked of each block
+//! backend.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pacer_common::counter;
-use pacer_common::file::{FileCounts, FileKey};
+use pacer_common::file::{BACKEND, FileCounts, FileKey};
 
-use crate::chunks;
 use crate::kernel::device_of;
 use crate::maps::FILES;
 use crate::report::count;
+use crate::{atomic, chunks};
 
 const _: () = assert!(BPF_NOEXIST == 1);
+
+/// Raises the field `count` of what is counted of a file by one, and `bytes` by
+/// so many.
+macro_rules! add {
+    ($counts:expr, $count:ident, $bytes:ident, $by:expr) => {
+        // SAFETY: the value lives as long as the map. It is this CPU's own, but
+        // uprobes may be preempted, hence changed atomically.
+        unsafe {
+            atomic::add(&raw mut (*$counts).$count, 1);
+            atomic::add(&raw mut (*$counts).$bytes, $by);
+        }
+    };
+}
 
 /// Content was written: `bytes` at `offset`.
 #[inline(always)]
 pub(crate) fn wrote(key: &FileKey, offset: u64, bytes: u64) {
     if let Some(counts) = counts(key) {
-        counts.writes += 1;
-        counts.written_bytes += bytes;
-        chunks::wrote(key, &raw mut *counts, offset, bytes);
+        add!(counts, writes, written_bytes, bytes);
+        chunks::wrote(key, counts, offset, bytes);
     }
 }
 
@@ -25,8 +39,7 @@ pub(crate) fn wrote(key: &FileKey, offset: u64, bytes: u64) {
 #[inline(always)]
 pub(crate) fn zeroed(key: &FileKey, bytes: u64) {
     if let Some(counts) = counts(key) {
-        counts.zeroes += 1;
-        counts.zeroed_bytes += bytes;
+        add!(counts, zeroes, zeroed_bytes, bytes);
     }
 }
 
@@ -34,8 +47,7 @@ pub(crate) fn zeroed(key: &FileKey, bytes: u64) {
 #[inline(always)]
 pub(crate) fn discarded(key: &FileKey, bytes: u64) {
     if let Some(counts) = counts(key) {
-        counts.discards += 1;
-        counts.discarded_bytes += bytes;
+        add!(counts, discards, discarded_bytes, bytes);
     }
 }
 
@@ -43,40 +55,36 @@ pub(crate) fn discarded(key: &FileKey, bytes: u64) {
 #[inline(always)]
 pub(crate) fn read(key: &FileKey, bytes: u64) {
     if let Some(counts) = counts(key) {
-        counts.reads += 1;
-        counts.read_bytes += bytes;
+        add!(counts, reads, read_bytes, bytes);
     }
 }
 
 /// This CPU's counts of a file, made at its first event.
 #[inline(always)]
-fn counts(key: &FileKey) -> Option<&'static mut FileCounts> {
-    let counts = match FILES.get_ptr_mut(key) {
-        Some(counts) => counts,
-        None => {
-            let Some(counts) = first_counts(key) else {
-                count(counter::MAP_FULL);
-                return None;
-            };
-            counts
-        }
-    };
-    // SAFETY: the value lives as long as the map. It is this CPU's own, and
-    // tracepoints run without preemption.
-    Some(unsafe { &mut *counts })
+fn counts(key: &FileKey) -> Option<*mut FileCounts> {
+    let counts = FILES.get_ptr_mut(key).or_else(|| first_counts(key));
+    if counts.is_none() {
+        count(counter::MAP_FULL);
+    }
+    counts
 }
 
 #[inline(always)]
 fn first_counts(key: &FileKey) -> Option<*mut FileCounts> {
+    let device = match key.super_block {
+        BACKEND => 0,
+        _ => device_of(key).map_or(0, u64::from),
+    };
     let counts = FileCounts {
-        device: device_of(key).map_or(0, u64::from),
+        device,
+        // SAFETY: the helper reads a clock and has no conditions.
+        first_at_ns: unsafe { bpf_ktime_get_ns() },
         ..FileCounts::NONE
     };
     // Another CPU may have made it just now, which is as good: with BPF_NOEXIST
     // its counts are not overwritten.
     let _ = FILES.insert(key, counts, u64::from(BPF_NOEXIST));
-    let counts = FILES.get_ptr_mut(key)?;
-    // The kernel gives a new value to one CPU and zeroes to the others, where
-    // the device is told again: user space takes whichever is not 0.
-    Some(counts)
+    // The kernel gives a new value to one CPU and zeroes to the others: user
+    // space takes whichever is not 0.
+    FILES.get_ptr_mut(key)
 }

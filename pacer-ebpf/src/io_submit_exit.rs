@@ -67,6 +67,7 @@ fn try_io_submit_exit(context: &TracePointContext) -> Option<()> {
         file: FileKey {
             inode: 0,
             super_block: 0,
+            generation: 0,
         },
     };
     // SAFETY: the callback has the form the helper wants, and `batch` outlives

@@ -18,13 +18,14 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     table_files: 0,
     file_inode: 0,
     inode_number: 0,
+    inode_generation: 0,
     inode_super: 0,
     super_device: 0,
-    request_fd: 0,
+    request_file: 0,
+    request_opcode: 0,
     request_position: 0,
     request_address: 0,
     request_length: 0,
-    padding: 0,
 };
 
 /// The offset in one field of the layout. Read by itself and not with the
@@ -55,7 +56,7 @@ unsafe fn follow(structure: *const u8, offset: u32) -> *const u8 {
     unsafe { *structure.byte_add(offset as usize).cast::<*const u8>() }
 }
 
-/// What a request of io_uring is about, as it enters the ring.
+/// What a request of io_uring is about.
 pub(crate) struct RingRequest {
     address: u64,
 }
@@ -67,13 +68,20 @@ impl RingRequest {
         Self { address }
     }
 
-    /// The descriptor it is for.
+    /// What is asked for.
     #[inline(always)]
-    pub(crate) fn fd(&self) -> Option<u32> {
-        read_kernel(self.address, offset!(request_fd))
+    pub(crate) fn opcode(&self) -> Option<u8> {
+        read_kernel(self.address, offset!(request_opcode))
     }
 
-    /// Where in the file, in bytes.
+    /// The file it is for; counted where it cannot be found.
+    #[inline(always)]
+    pub(crate) fn file(&self) -> Option<FileKey> {
+        let file = read_kernel(self.address, offset!(request_file));
+        counted(file.and_then(key_of))
+    }
+
+    /// Where in the file it begins, in bytes; once it is done, where it ended.
     #[inline(always)]
     pub(crate) fn position(&self) -> Option<u64> {
         read_kernel(self.address, offset!(request_position))
@@ -105,7 +113,12 @@ pub(crate) fn read_kernel<T: Copy>(address: u64, offset: u32) -> Option<T> {
 /// where it cannot be found. `fd` must be one that a system call took.
 #[inline(always)]
 pub(crate) fn file_of(fd: u32) -> Option<FileKey> {
-    let key = try_file_of(fd);
+    counted(try_file_of(fd))
+}
+
+/// Counts a file that cannot be found.
+#[inline(always)]
+fn counted(key: Option<FileKey>) -> Option<FileKey> {
     if key.is_none() {
         count(counter::UNREADABLE);
     }
@@ -122,11 +135,17 @@ fn try_file_of(fd: u32) -> Option<FileKey> {
         let table = follow(files, offset!(files_table));
         follow(table, offset!(table_files)) as u64
     };
-    let file: u64 = read_kernel(entries, fd * 8)?;
+    key_of(read_kernel(entries, fd * 8)?)
+}
+
+/// The key of the `struct file` at `file`.
+#[inline(always)]
+fn key_of(file: u64) -> Option<FileKey> {
     let inode: u64 = read_kernel(file, offset!(file_inode))?;
     Some(FileKey {
         inode: read_kernel(inode, offset!(inode_number))?,
         super_block: read_kernel(inode, offset!(inode_super))?,
+        generation: read_kernel::<u32>(inode, offset!(inode_generation))?.into(),
     })
 }
 

@@ -21,7 +21,6 @@ mod guest_copy;
 mod guest_store;
 mod io_submit_exit;
 mod io_uring_complete;
-mod io_uring_submit;
 mod ioctl_enter;
 mod ioctl_exit;
 mod kernel;

@@ -3,7 +3,6 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use pacer_common::backend::{BackendCounts, BackendKey, MAX_BACKENDS};
 use pacer_common::block::{BlockRequest, DeviceCounts, MAX_BLOCK_REQUESTS, MAX_DEVICES};
 use pacer_common::chunk::{ChunkSet, SETS};
 use pacer_common::counter;
@@ -14,7 +13,6 @@ use pacer_common::file::{FileCounts, FileKey, MAX_FILES};
 use pacer_common::slot::{MAX_SLOTS, Slot};
 use pacer_common::socket::{MAX_SOCKETS, SocketKey};
 use pacer_common::store::{MAX_STORES, StoreCounts};
-use pacer_common::uring::{MAX_REQUESTS, Request};
 
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
@@ -59,13 +57,6 @@ pub(crate) static STORE_COUNTS: Array<StoreCounts> = Array::with_max_entries(1, 
 
 #[map]
 pub(crate) static STORES_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
-
-#[map]
-pub(crate) static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(MAX_REQUESTS, 0);
-
-#[map]
-pub(crate) static BACKENDS: HashMap<BackendKey, BackendCounts> =
-    HashMap::with_max_entries(MAX_BACKENDS, BPF_F_NO_PREALLOC);
 
 #[map]
 pub(crate) static SOCKETS: LruPerCpuHashMap<SocketKey, u64> =

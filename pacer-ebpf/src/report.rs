@@ -5,6 +5,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pacer_common::counter;
 use pacer_common::event::{RING_BYTES, RawEvent};
 
+use crate::atomic;
 use crate::filter::own_tgid;
 use crate::maps::{COUNTERS, EVENTS};
 
@@ -59,9 +60,8 @@ pub(crate) fn count(index: u32) {
 #[inline(always)]
 pub(crate) fn count_bytes(index: u32, bytes: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: a map's value lives as long as the map, and this one is the
-        // CPU's own. (A uprobe may be preempted, and could lose a count here to
-        // a program that comes between.)
-        unsafe { *counter += bytes };
+        // SAFETY: a map's value lives as long as the map. This one is the CPU's
+        // own, but uprobes may be preempted, hence changed atomically.
+        unsafe { atomic::add(counter, bytes) };
     }
 }

@@ -7,8 +7,6 @@ use pacer_common::tracepoint::TracepointLayout;
 
 #[unsafe(no_mangle)]
 static TRACEPOINT_LAYOUT: Global<TracepointLayout> = Global::new(TracepointLayout {
-    submit_request: 0,
-    submit_opcode: 0,
     complete_request: 0,
     complete_result: 0,
     send_socket: 0,

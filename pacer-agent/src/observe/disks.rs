@@ -79,8 +79,11 @@ impl Known {
         let mut disks: Vec<Disk> = now
             .iter()
             .map(|file| {
-                let earlier = before.iter().find(|earlier| earlier.id == file.id);
-                disk(file, earlier, self.find(file.id))
+                let earlier = before.iter().find(|earlier| is_one(earlier, file));
+                let is_newest = now
+                    .iter()
+                    .all(|other| other.id != file.id || other.first_at <= file.first_at);
+                disk(file, earlier, self.find(file.id).filter(|_| is_newest))
             })
             .collect();
         let used: Vec<FileId> = now
@@ -100,6 +103,11 @@ impl Known {
         disks.sort_by(|one, other| (&one.path, one.inode).cmp(&(&other.path, other.inode)));
         disks
     }
+}
+
+/// Whether both are of one file, and not of one that had its inode before.
+fn is_one(one: &FileActivity, other: &FileActivity) -> bool {
+    (one.id, one.first_at) == (other.id, other.first_at)
 }
 
 /// Whether two ids may be of one file.
@@ -177,8 +185,10 @@ pub(super) fn backends(backends: &[BackendActivity]) -> Vec<Backend> {
     sorted
         .into_iter()
         .map(|backend| Backend {
-            name: None,
+            name: backend.names.device.clone(),
+            node: backend.names.node.clone(),
             totals: totals(backend.written, backend.zeroed, backend.discarded),
+            chunks: chunks(&backend.chunks),
         })
         .collect()
 }

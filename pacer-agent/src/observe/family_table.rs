@@ -336,7 +336,8 @@ fn disks(line: &Line, bytes: bool) -> Vec<Sample> {
 
 fn backends(line: &Line, bytes: bool) -> Vec<Sample> {
     let name = |(number, backend): (usize, &Backend)| {
-        let name = backend.name.clone().unwrap_or_else(|| number.to_string());
+        let name = backend.name.as_ref().or(backend.node.as_ref());
+        let name = name.cloned().unwrap_or_else(|| number.to_string());
         totals(&name, &backend.totals, bytes)
     };
     line.backends.iter().enumerate().flat_map(name).collect()

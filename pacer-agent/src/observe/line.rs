@@ -185,13 +185,18 @@ pub struct IntervalClass {
 }
 
 /// One block backend of QEMU.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Backend {
-    /// Its name in QEMU, where that is known.
+    /// The id of the device that the guest sees, or else the backend's own name.
+    /// `None` if it has neither.
     pub name: Option<String>,
+    /// The name of its topmost block node. `None` if it has none now.
+    pub node: Option<String>,
     /// What the guest asked of it.
     #[serde(flatten)]
     pub totals: Totals,
+    /// How often its parts are written, by the guest's offsets.
+    pub chunks: Chunks,
 }
 
 /// One block device of this host.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pacer_common::socket;
 
+use crate::pacing::time::Time;
+
 /// Everything counted since the attach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Activity {
@@ -58,6 +60,9 @@ pub struct Requests {
 pub struct FileActivity {
     /// Which.
     pub id: FileId,
+    /// When it was first seen: of several with one id, the newest is there, and
+    /// the others were deleted.
+    pub first_at: Time,
     /// Content written.
     pub written: Requests,
     /// Ranges made zero.
@@ -95,16 +100,31 @@ pub struct IntervalClass {
 }
 
 /// One block backend of QEMU, the guest's side of a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendActivity {
     /// Its address in QEMU: the same for as long as the disk is there.
     pub address: u64,
+    /// What QEMU calls it.
+    pub names: BackendNames,
     /// Content written.
     pub written: Requests,
     /// Ranges made zero.
     pub zeroed: Requests,
     /// Ranges given back.
     pub discarded: Requests,
+    /// How often its chunks are written, by the guest's offsets.
+    pub chunks: ChunkIntervals,
+}
+
+/// What QEMU calls a block backend; `None` where it has no such name, or it
+/// cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendNames {
+    /// The id of the device that the guest sees (`qdev` in QMP), or the name of
+    /// the backend itself (`device` in QMP).
+    pub device: Option<String>,
+    /// The name of its topmost block node.
+    pub node: Option<String>,
 }
 
 /// One block device of this host, as whoever uses it loads it.
@@ -222,13 +242,5 @@ impl fmt::Display for SocketFamily {
             Self::Ip6 => f.write_str("ip6"),
             Self::Other(number) => write!(f, "family {number}"),
         }
-    }
-}
-
-impl Requests {
-    /// Adds `count` requests of together `bytes`.
-    pub(super) const fn add(&mut self, count: u64, bytes: u64) {
-        self.count += count;
-        self.bytes += bytes;
     }
 }

@@ -14,6 +14,7 @@ use pacer_common::socket::SOCKET_LAYOUT;
 use pacer_common::tracepoint::TRACEPOINT_LAYOUT;
 use pacer_common::{device, dirty_log, event, settings, store};
 
+use super::backend_names::NameReader;
 use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
 use super::kernel::Kernel;
@@ -29,6 +30,8 @@ pub(super) struct Attached {
     pub(super) warnings: Vec<String>,
     /// Whether `migrate_set_state` is watched.
     pub(super) state_uprobe: bool,
+    /// What QEMU calls its backends, where they are watched.
+    pub(super) backend_names: NameReader,
 }
 
 /// Whether tracefs is there and readable. Asked before aya does, which remembers
@@ -112,21 +115,13 @@ pub(super) fn observe(
     if open_files::has_tap(tgid) {
         attach_optional(ebpf, &hooks::TAP, &mut warnings);
     }
-    let unusable = unusable(&hooks::IO_URING, tracepoints);
-    if !kernel.has_io_uring {
-        warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
-    } else if unusable.is_empty() {
-        attach_optional(ebpf, &hooks::IO_URING, &mut warnings);
+    if kernel.has_io_uring {
+        attach_usable(ebpf, &hooks::IO_URING, tracepoints, &mut warnings);
     } else {
-        // One without the other is of no use.
-        warnings.extend(unusable);
+        warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
     }
     for hook in hooks::SOCKETS {
-        let unusable = self::unusable(&[hook], tracepoints);
-        if unusable.is_empty() {
-            attach_optional(ebpf, &[hook], &mut warnings);
-        }
-        warnings.extend(unusable);
+        attach_usable(ebpf, &hook, tracepoints, &mut warnings);
     }
     if kernel.sockets.is_none() {
         warnings.push("ports are not known: the kernel's BTF does not tell of sockets".to_owned());
@@ -138,12 +133,15 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
-    if open_files::has_formatted_image(tgid) {
-        attach_backends(ebpf, tgid, &mut warnings);
-    }
+    let backend_names = if open_files::has_formatted_image(tgid) {
+        attach_backends(ebpf, tgid, &mut warnings)
+    } else {
+        NameReader::default()
+    };
     Ok(Attached {
         warnings,
         state_uprobe,
+        backend_names,
     })
 }
 
@@ -165,16 +163,20 @@ pub(super) fn attach_block(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<(), Probe
 
 /// Raw images need none of it: there the file's offsets are the guest's. A hit
 /// costs about a microsecond.
-fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
-    if let Err(reason) = build_id::check(tgid) {
-        warnings.push(format!(
-            "guest writes behind image formats are not watched: {reason}"
-        ));
-        return;
-    }
+fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) -> NameReader {
+    let layout = match build_id::layout(tgid) {
+        Ok(layout) => layout,
+        Err(reason) => {
+            warnings.push(format!(
+                "guest writes behind image formats are not watched: {reason}"
+            ));
+            return NameReader::default();
+        }
+    };
     for function in hooks::BACKENDS {
         warnings.extend(attach_first(ebpf, &function, tgid).err());
     }
+    NameReader::new(tgid, layout)
 }
 
 /// Sets the one number in the array `name`.
@@ -208,12 +210,17 @@ fn attach_optional(ebpf: &mut Ebpf, hooks: &[Hook], warnings: &mut Vec<String>) 
     }
 }
 
-/// Warnings of the hooks whose fields are not as the programs read them.
-fn unusable(hooks: &[Hook], tracepoints: &Tracepoints) -> Vec<String> {
-    hooks
-        .iter()
-        .filter_map(|hook| Some(not_watched(hook, tracepoints.problem(hook.tracepoint)?)))
-        .collect()
+/// A hook whose fields may not be as the program reads them.
+fn attach_usable(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    tracepoints: &Tracepoints,
+    warnings: &mut Vec<String>,
+) {
+    match tracepoints.problem(hook.tracepoint) {
+        Some(problem) => warnings.push(not_watched(hook, problem)),
+        None => attach_optional(ebpf, &[*hook], warnings),
+    }
 }
 
 fn not_watched(hook: &Hook, reason: &str) -> String {

@@ -31,14 +31,6 @@ const fn sock(program: &'static str, tracepoint: &'static str) -> Hook {
     }
 }
 
-const fn io_uring(program: &'static str, tracepoint: &'static str) -> Hook {
-    Hook {
-        program,
-        category: "io_uring",
-        tracepoint,
-    }
-}
-
 const fn function(program: &'static str, symbols: &'static [&'static str]) -> Function {
     Function { program, symbols }
 }
@@ -72,15 +64,15 @@ pub(super) const FILES: [Hook; 8] = [
 /// that QEMU reads this way, thousands of times a second, wakes its loop.
 pub(super) const TAP: [Hook; 1] = [syscall("pread_exit", "sys_exit_read")];
 
-/// Only where the layout of its requests is known. The completion first, so
-/// that no request is noted that is never taken out again.
-pub(super) const IO_URING: [Hook; 2] = [
-    io_uring("io_uring_complete", "io_uring_complete"),
-    io_uring("io_uring_submit", "io_uring_submit_req"),
-];
+/// Only where the layout of its requests is known.
+pub(super) const IO_URING: Hook = Hook {
+    program: "io_uring_complete",
+    category: "io_uring",
+    tracepoint: "io_uring_complete",
+};
 
-/// Programs and raw tracepoints: what block devices do. The completion first, as
-/// above.
+/// Programs and raw tracepoints: what block devices do. The completion first, so
+/// that no request is noted that is never taken out again.
 pub(super) const BLOCK: [(&str, &str); 2] = [
     ("block_complete", "block_rq_complete"),
     ("block_issue", "block_rq_issue"),

@@ -36,6 +36,7 @@ pub(super) fn read() -> Result<Kernel, ProbeError> {
         table_files: field("fdtable", &["fd"])?,
         file_inode: field("file", &["f_inode"])?,
         inode_number: field("inode", &["i_ino"])?,
+        inode_generation: field("inode", &["i_generation"])?,
         inode_super: field("inode", &["i_sb"])?,
         super_device: field("super_block", &["s_dev"])?,
         ..KernelLayout::default()
@@ -51,7 +52,8 @@ pub(super) fn read() -> Result<Kernel, ProbeError> {
 
 /// A request begins with what is of its own kind, `io_rw` for reads and writes.
 fn add_io_uring(btf: &Btf, layout: &mut KernelLayout) -> Option<()> {
-    layout.request_fd = btf.offset_of("io_kiocb", &["cqe", "fd"])?;
+    layout.request_file = btf.offset_of("io_kiocb", &["file"])?;
+    layout.request_opcode = btf.offset_of("io_kiocb", &["opcode"])?;
     layout.request_position = btf.offset_of("io_rw", &["kiocb", "ki_pos"])?;
     layout.request_address = btf.offset_of("io_rw", &["addr"])?;
     layout.request_length = btf.offset_of("io_rw", &["len"])?;

@@ -8,6 +8,7 @@
 
 pub mod activity;
 mod attach;
+mod backend_names;
 pub mod block_devices;
 mod btf;
 mod build_id;
@@ -45,6 +46,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::pacing::time::Time;
 use activity::DeviceId;
+use backend_names::NameReader;
 use kernel::Kernel;
 use large_slots::{Handled, LargeSlots};
 use tracepoints::Tracepoints;
@@ -86,6 +88,7 @@ pub struct Probe {
     /// before a dirty log is kept: until then it would cost and tell nothing.
     copies_tried: bool,
     state_uprobe: bool,
+    backend_names: NameReader,
     /// What watches the stores of a guest under TCG; empty while nothing does.
     stores: Vec<UProbeLink>,
     /// How often that was begun.
@@ -161,6 +164,7 @@ impl Probe {
             warnings: Vec::new(),
             copies_tried: false,
             state_uprobe: false,
+            backend_names: NameReader::default(),
             stores: Vec::new(),
             stores_begun: 0,
             large: LargeSlots::new(options),
@@ -180,6 +184,7 @@ impl Probe {
         self.tgid = Some(tgid);
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;
+        self.backend_names = attached.backend_names;
         self.large.observe(&mut self.ebpf, tgid);
         Ok(())
     }
@@ -250,7 +255,7 @@ impl Probe {
     /// not for every event.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        totals::read(&self.ebpf)
+        totals::read(&self.ebpf, &self.backend_names)
     }
 
     /// Watches exactly these block devices of this host from now on, whoever uses

@@ -1,26 +1,36 @@
 //! Reads the programs' maps into [`Activity`].
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapError, PerCpuHashMap};
-use pacer_common::backend::{self, BackendCounts, BackendKey};
+use aya::maps::{PerCpuHashMap, PerCpuValues};
 use pacer_common::chunk::{self, CHUNK_SHIFT, CLASSES};
 use pacer_common::counter;
-use pacer_common::file::{self, FileCounts, FileKey};
+use pacer_common::file::{self, BACKEND, FileCounts, FileKey};
 
 use super::activity::{
     Activity, BackendActivity, ChunkIntervals, DeviceId, DeviceReads, FileActivity, FileId,
     IntervalClass, Requests,
 };
+use super::backend_names::NameReader;
 use super::{counters, devices, sockets};
+use crate::pacing::time::Time;
 
 /// Everything counted so far.
-pub(super) fn read(ebpf: &Ebpf) -> Activity {
+pub(super) fn read(ebpf: &Ebpf, names: &NameReader) -> Activity {
+    let (backends, files): (Vec<_>, Vec<_>) = counts(ebpf)
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|(key, _)| key.super_block == BACKEND);
     Activity {
-        files: files(ebpf).unwrap_or_default(),
-        backends: backends(ebpf).unwrap_or_default(),
+        files: files
+            .iter()
+            .map(|(key, cpus)| file_activity(key, cpus))
+            .collect(),
+        backends: backends
+            .iter()
+            .map(|(key, cpus)| backend_activity(key, cpus, names))
+            .collect(),
         devices: devices::read(ebpf).unwrap_or_default(),
         sockets: sockets::read(ebpf).unwrap_or_default(),
         sent_bytes: counters::sum(ebpf, counter::SENT_BYTES),
@@ -31,22 +41,17 @@ pub(super) fn read(ebpf: &Ebpf) -> Activity {
     }
 }
 
-fn files(ebpf: &Ebpf) -> Option<Vec<FileActivity>> {
+/// What each CPU counted of one file or backend.
+type Counts = (FileKey, PerCpuValues<FileCounts>);
+
+fn counts(ebpf: &Ebpf) -> Option<Vec<Counts>> {
     let map: PerCpuHashMap<_, FileKey, FileCounts> =
         PerCpuHashMap::try_from(ebpf.map(file::FILES)?).ok()?;
-    let files = map.iter().filter_map(|entry: Result<_, MapError>| {
-        let (key, counts) = entry.ok()?;
-        Some(file_activity(&key, &counts))
-    });
-    Some(files.collect())
+    Some(map.iter().filter_map(Result::ok).collect())
 }
 
 fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
-    let sum = |field: fn(&FileCounts) -> u64| cpus.iter().map(field).sum();
-    let requests = |count: fn(&FileCounts) -> u64, bytes: fn(&FileCounts) -> u64| Requests {
-        count: sum(count),
-        bytes: sum(bytes),
-    };
+    let first_at_ns = cpus.iter().map(|counts| counts.first_at_ns).max();
     // The file systems without a device have minor numbers, so it is never 0.
     let device = cpus.iter().map(|counts| counts.device).max().unwrap_or(0);
     let device = u32::try_from(device).unwrap_or(0);
@@ -55,15 +60,54 @@ fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
             device: DeviceId::from_kernel(device),
             inode: key.inode,
         },
-        written: requests(|counts| counts.writes, |counts| counts.written_bytes),
-        zeroed: requests(|counts| counts.zeroes, |counts| counts.zeroed_bytes),
-        discarded: requests(|counts| counts.discards, |counts| counts.discarded_bytes),
-        read: requests(|counts| counts.reads, |counts| counts.read_bytes),
-        chunks: chunk_intervals(cpus, sum(|counts| counts.evicted_chunks)),
+        first_at: Time::from_nanos(first_at_ns.unwrap_or(0)),
+        written: written(cpus),
+        zeroed: zeroed(cpus),
+        discarded: discarded(cpus),
+        read: requests(cpus, |counts| counts.reads, |counts| counts.read_bytes),
+        chunks: chunk_intervals(cpus),
     }
 }
 
-fn chunk_intervals(cpus: &[FileCounts], evicted: u64) -> ChunkIntervals {
+fn backend_activity(key: &FileKey, cpus: &[FileCounts], names: &NameReader) -> BackendActivity {
+    BackendActivity {
+        address: key.inode,
+        names: names.read(key.inode),
+        written: written(cpus),
+        zeroed: zeroed(cpus),
+        discarded: discarded(cpus),
+        chunks: chunk_intervals(cpus),
+    }
+}
+
+fn written(cpus: &[FileCounts]) -> Requests {
+    requests(cpus, |counts| counts.writes, |counts| counts.written_bytes)
+}
+
+fn zeroed(cpus: &[FileCounts]) -> Requests {
+    requests(cpus, |counts| counts.zeroes, |counts| counts.zeroed_bytes)
+}
+
+fn discarded(cpus: &[FileCounts]) -> Requests {
+    requests(
+        cpus,
+        |counts| counts.discards,
+        |counts| counts.discarded_bytes,
+    )
+}
+
+fn requests(
+    cpus: &[FileCounts],
+    count: fn(&FileCounts) -> u64,
+    bytes: fn(&FileCounts) -> u64,
+) -> Requests {
+    Requests {
+        count: cpus.iter().map(count).sum(),
+        bytes: cpus.iter().map(bytes).sum(),
+    }
+}
+
+fn chunk_intervals(cpus: &[FileCounts]) -> ChunkIntervals {
     let mut by_class = [0; CLASSES];
     for counts in cpus {
         for (total, part) in by_class.iter_mut().zip(counts.chunks) {
@@ -80,7 +124,7 @@ fn chunk_intervals(cpus: &[FileCounts], evicted: u64) -> ChunkIntervals {
         chunk_bytes: 1 << CHUNK_SHIFT,
         written_once: chunks.next().map_or(0, |once| once.chunks),
         classes: chunks.collect(),
-        evicted,
+        evicted: cpus.iter().map(|counts| counts.evicted_chunks).sum(),
     }
 }
 
@@ -94,24 +138,6 @@ fn class_end(class: u32) -> Duration {
     }
 }
 
-fn backends(ebpf: &Ebpf) -> Option<Vec<BackendActivity>> {
-    let map: HashMap<_, BackendKey, BackendCounts> =
-        HashMap::try_from(ebpf.map(backend::BACKENDS)?).ok()?;
-    let mut backends = BTreeMap::new();
-    for (key, counts) in map.iter().filter_map(Result::ok) {
-        let backend = backends.entry(key.address).or_insert(BackendActivity {
-            address: key.address,
-            ..BackendActivity::default()
-        });
-        backend.written.add(counts.writes, counts.written_bytes);
-        backend.zeroed.add(counts.zeroes, counts.zeroed_bytes);
-        backend
-            .discarded
-            .add(counts.discards, counts.discarded_bytes);
-    }
-    Some(backends.into_values().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,7 +146,8 @@ mod tests {
     fn cpus_add_up() {
         let key = FileKey {
             inode: 7,
-            super_block: 1,
+            super_block: 2,
+            generation: 0,
         };
         let mut first = FileCounts {
             device: 254 << 20 | 3,

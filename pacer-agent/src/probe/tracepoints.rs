@@ -11,7 +11,6 @@ use super::tracepoint_format::{Field, find_field};
 /// A tracepoint's group and name.
 type Tracepoint = (&'static str, &'static str);
 
-const SUBMIT: Tracepoint = ("io_uring", "io_uring_submit_req");
 const COMPLETE: Tracepoint = ("io_uring", "io_uring_complete");
 const SEND: Tracepoint = ("sock", "sock_send_length");
 const RECEIVE: Tracepoint = ("sock", "sock_recv_length");
@@ -40,9 +39,7 @@ const fn wanted(
     }
 }
 
-const WANTED: [Wanted; 10] = [
-    wanted(SUBMIT, "req", 8, |layout| &mut layout.submit_request),
-    wanted(SUBMIT, "opcode", 1, |layout| &mut layout.submit_opcode),
+const WANTED: [Wanted; 8] = [
     wanted(COMPLETE, "req", 8, |layout| &mut layout.complete_request),
     wanted(COMPLETE, "res", 4, |layout| &mut layout.complete_result),
     wanted(SEND, "sk", 8, |layout| &mut layout.send_socket),
@@ -124,24 +121,24 @@ mod tests {
         fields.iter().map(line).collect()
     }
 
-    fn check(submit: io::Result<&[(&str, u32, u32)]>) -> Tracepoints {
-        let submit = submit.map(format_of);
-        find_all(|tracepoint| match (&submit, tracepoint) {
-            (Ok(format), SUBMIT) => Ok(format.clone()),
-            (Err(error), SUBMIT) => Err(error.kind().into()),
-            (_, COMPLETE) => Ok(format_of(&[("res", 40, 4), ("req", 16, 8)])),
+    fn check(complete: io::Result<&[(&str, u32, u32)]>) -> Tracepoints {
+        let complete = complete.map(format_of);
+        find_all(|tracepoint| match (&complete, tracepoint) {
+            (Ok(format), COMPLETE) => Ok(format.clone()),
+            (Err(error), COMPLETE) => Err(error.kind().into()),
+            (_, RECEIVE) => Ok(format_of(&[("flags", 40, 4), ("ret", 16, 4)])),
             _ => Err(io::ErrorKind::NotFound.into()),
         })
     }
 
     #[test]
     fn offsets_go_where_the_programs_look() {
-        let found = check(Ok(&[("opcode", 32, 1), ("req", 24, 8)]));
+        let found = check(Ok(&[("res", 32, 4), ("req", 24, 8)]));
         let expected = TracepointLayout {
-            submit_request: 24,
-            submit_opcode: 32,
-            complete_request: 16,
-            complete_result: 40,
+            complete_request: 24,
+            complete_result: 32,
+            receive_result: 16,
+            receive_flags: 40,
             ..TracepointLayout::default()
         };
         assert_eq!(found.layout, expected);
@@ -150,16 +147,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said() {
-        let reason = |found: &Tracepoints| found.problem(SUBMIT.1).map(str::to_owned);
+        let reason = |found: &Tracepoints| found.problem(COMPLETE.1).map(str::to_owned);
         let found = check(Ok(&[("req", 24, 8)]));
-        assert_eq!(
-            reason(&found),
-            Some("this kernel's has no opcode".to_owned())
-        );
-        assert_eq!(found.problem(COMPLETE.1), None);
-        let found = check(Ok(&[("req", 24, 8), ("opcode", 32, 4)]));
+        assert_eq!(reason(&found), Some("this kernel's has no res".to_owned()));
+        assert_eq!(found.problem(RECEIVE.1), None);
+        let found = check(Ok(&[("req", 24, 8), ("res", 32, 8)]));
         let text = reason(&found).expect("a reason");
-        assert!(text.contains("4 bytes"), "{text}");
+        assert!(text.contains("8 bytes"), "{text}");
         let found = check(Err(io::ErrorKind::PermissionDenied.into()));
         let text = reason(&found).expect("a reason");
         assert!(text.starts_with("its format cannot be read"), "{text}");

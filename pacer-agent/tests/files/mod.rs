@@ -145,3 +145,28 @@ fn a_reused_descriptor_is_another_file() {
     assert_eq!(before, requests(2, 110));
     assert_eq!(seen(&probe, &second).written, requests(1, 1000));
 }
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn a_reused_inode_is_another_file() {
+    let _alone = alone();
+    let probe = attach();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("image");
+    let write = |bytes: &[u8]| {
+        let file = File::create_new(&path).expect("it was deleted");
+        pwrite(&file, 0, bytes);
+        let inode = file.metadata().expect("an open file").ino();
+        std::fs::remove_file(&path).expect("it was made");
+        inode
+    };
+    let inodes = [write(&[1; 100]), write(&[1; 1000])];
+    if inodes[0] != inodes[1] {
+        eprintln!("this file system gives each file an inode of its own");
+    }
+    let mut files = probe.activity().files;
+    files.retain(|file| inodes.contains(&file.id.inode));
+    files.sort_by_key(|file| file.first_at);
+    let written: Vec<_> = files.iter().map(|file| file.written).collect();
+    assert_eq!(written, [requests(1, 100), requests(1, 1000)]);
+}

@@ -7,6 +7,9 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::{file, requests, seen, vectors};
 use crate::{alone, attach};
 
+/// Size of a chunk.
+const CHUNK: u64 = 1 << 20;
+
 #[test]
 #[ignore = "needs root and a kernel with BPF"]
 fn io_uring_is_exact() {
@@ -43,6 +46,43 @@ fn io_uring_is_exact() {
     let seen = seen(&probe, &file);
     assert_eq!(seen.written, requests(2, 5000));
     assert_eq!(seen.read, requests(2, 4000));
+}
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn io_uring_writes_are_where_they_began() {
+    let _alone = alone();
+    let mut ring = IoUring::new(16).expect("a ring");
+    let probe = attach();
+    let file = file();
+    let fd = types::Fd(file.as_raw_fd());
+    let buffer = [7u8; 4096];
+    // The last of a chunk, which ends where the next begins, and the next.
+    let writes = [CHUNK - 4096, CHUNK].map(|offset| {
+        opcode::Write::new(fd, buffer.as_ptr(), 4096)
+            .offset(offset)
+            .build()
+    });
+    assert_eq!(run(&mut ring, &writes), [4096, 4096]);
+    let seen = seen(&probe, &file);
+    assert_eq!(seen.written, requests(2, 8192));
+    assert_eq!(seen.chunks.written_once, 2);
+}
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn io_uring_files_without_a_descriptor_are_told() {
+    let _alone = alone();
+    let mut ring = IoUring::new(16).expect("a ring");
+    let probe = attach();
+    let file = file();
+    ring.submitter()
+        .register_files(&[-1, file.as_raw_fd()])
+        .expect("room in the ring");
+    let buffer = [7u8; 1000];
+    let write = opcode::Write::new(types::Fixed(1), buffer.as_ptr(), 1000).build();
+    assert_eq!(run(&mut ring, &[write]), [1000]);
+    assert_eq!(seen(&probe, &file).written, requests(1, 1000));
 }
 
 /// The requests' results, in their order: each is waited for.
