@@ -196,7 +196,7 @@ pub fn load(
             let report = report.with_context(|| format!("the guest has no disk {}", disk.id))?;
             Ok(DiskCheck {
                 image: line.disk(&disk.path).cloned(),
-                backend: line.backend(&disk.id, stats.wr_bytes).cloned(),
+                backend: line.backend(&disk.id).cloned(),
                 report: report.clone(),
                 stats,
                 options: disk,

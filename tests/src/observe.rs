@@ -123,15 +123,28 @@ pub struct Disk {
 pub struct Chunks {
     /// Size of one.
     pub chunk_bytes: u64,
+    /// Chunks written once.
+    pub written_once: u64,
+    /// Chunks written more than once.
+    pub by_interval: Vec<IntervalClass>,
     /// Chunks that were forgotten to make room.
     pub evicted: u64,
+}
+
+/// Chunks that are written about as often.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct IntervalClass {
+    /// How many.
+    pub chunks: u64,
 }
 
 /// One disk as the guest addresses it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Backend {
-    /// QEMU's name for it, where it is known.
+    /// QEMU's name for the device, where it is known.
     pub name: Option<String>,
+    /// Its topmost block node.
+    pub node: Option<String>,
     /// Requests that wrote content.
     pub writes: u64,
     /// Their bytes.
@@ -144,6 +157,8 @@ pub struct Backend {
     pub discards: u64,
     /// Their bytes.
     pub discarded_bytes: u64,
+    /// How often its chunks are written, by the guest's offsets.
+    pub chunks: Chunks,
 }
 
 /// Bytes that QEMU read.
@@ -203,19 +218,15 @@ impl Line {
         find(&named).or_else(|| find(&is_inode))
     }
 
-    /// The disk called `id`, or, where its name is not known, the one of which
-    /// just as many bytes were written and zeroed as QEMU counts.
+    /// The disk whose device or node is called `id`.
     #[must_use]
-    pub fn backend(&self, id: &str, wr_bytes: u64) -> Option<&Backend> {
-        let named = |backend: &&Backend| backend.name.as_deref() == Some(id);
-        let alike = |backend: &&Backend| {
-            backend.name.is_none() && backend.written_bytes + backend.zeroed_bytes == wr_bytes
+    pub fn backend(&self, id: &str) -> Option<&Backend> {
+        let is_named = |backend: &&Backend| {
+            [&backend.name, &backend.node]
+                .into_iter()
+                .any(|name| name.as_deref() == Some(id))
         };
-        let mut backends = self.backends.iter();
-        backends
-            .clone()
-            .find(named)
-            .or_else(|| backends.find(alike))
+        self.backends.iter().find(is_named)
     }
 }
 
