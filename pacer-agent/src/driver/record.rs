@@ -191,9 +191,7 @@ impl Record {
 
     /// The probe observes this process from now on.
     pub(super) fn attached(&mut self, pid: u32, now: Time) {
-        self.feed = Feed::new(pid, now)
-            .inspect_err(|error| tracing::debug!(%error, "no metrics of the probe"))
-            .ok();
+        self.feed = Some(Feed::new(pid, now));
     }
 
     /// A point of the dirty curve that the probe saw at `at`.

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 
 use procfs::net::TcpNetEntry;
 use procfs::process::Process;
 
-use super::images::Images;
 use super::rights;
 use super::state::{Ends, Ports, Reading, State};
 use super::underlying::Underlying;
@@ -25,17 +23,15 @@ const MOST_CHARS: usize = 800;
 #[derive(Debug)]
 pub(super) struct Reader {
     pid: u32,
-    images: Images<OwnedFd>,
     underlying: Underlying,
     /// What is wrong with QEMU's measurements.
     pub(super) qemu_warning: Option<String>,
 }
 
 impl Reader {
-    pub(super) fn new(pid: u32, pidfd: OwnedFd) -> Self {
+    pub(super) fn new(pid: u32) -> Self {
         Self {
             pid,
-            images: Images::new(pid, pidfd),
             underlying: Underlying::default(),
             qemu_warning: None,
         }
@@ -43,16 +39,17 @@ impl Reader {
 
     /// What is to be told now.
     pub(super) fn read(&mut self, probe: &mut Probe, state: &State) -> Reading {
-        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
-        let images = self.images.open();
-        match &images {
-            Ok(images) => self.underlying.watch(probe, images),
-            Err(error) => warnings.extend(explain(error)),
+        let images = probe.look_at_files();
+        if let Ok(images) = &images {
+            self.underlying.watch(probe, images);
         }
-        warnings.extend(self.underlying.warnings());
         let at = clock::now();
         let activity = probe.activity();
         let counters = probe.counters();
+        // Only now: what was just read may have added to them.
+        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
+        warnings.extend(images.as_ref().err().and_then(explain));
+        warnings.extend(self.underlying.warnings());
         if counters.run_ns.is_none() {
             warnings.push(
                 "what the probe costs: the kernel does not count it (as root, or once \

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::disks::{Known, Tick, backends, devices};
-use super::images::Image;
 use super::line::{DeviceReads, Line, Probe, Program, Qemu, Socket};
 use super::ram::RamState;
 use crate::pacing::time::Time;
 use crate::probe::activity::{Activity, DeviceId, SocketActivity, SocketFamily};
+use crate::probe::open_files::Image;
 use crate::probe::{ProbeCost, ProbeCounters};
 use crate::units::to_f64;
 

@@ -18,7 +18,7 @@ use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
 use super::kernel::Kernel;
 use super::tracepoints::Tracepoints;
-use super::{ProbeError, ProbeOptions, build_id, open_files, process};
+use super::{ProbeError, ProbeOptions, build_id, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 pub(super) const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -109,9 +109,6 @@ pub(super) fn observe(
     let mut warnings = Vec::new();
     attach_rings(ebpf);
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
-    if open_files::has_tap(tgid) {
-        attach_optional(ebpf, &hooks::TAP, &mut warnings);
-    }
     let unusable = unusable(&hooks::IO_URING, tracepoints);
     if !kernel.has_io_uring {
         warnings.push("io_uring is not watched: the kernel's BTF does not tell of it".to_owned());
@@ -138,9 +135,6 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
-    if open_files::has_formatted_image(tgid) {
-        attach_backends(ebpf, tgid, &mut warnings);
-    }
     Ok(Attached {
         warnings,
         state_uprobe,
@@ -163,9 +157,14 @@ pub(super) fn attach_block(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<(), Probe
     Ok(())
 }
 
-/// Raw images need none of it: there the file's offsets are the guest's. A hit
-/// costs about a microsecond.
-fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
+/// Attaches what sees a tap device being read.
+pub(super) fn attach_tap(ebpf: &mut Ebpf, warnings: &mut Vec<String>) {
+    attach_optional(ebpf, &hooks::TAP, warnings);
+}
+
+/// Attaches what sees the guest's own writes. Raw images need none of it: there
+/// the file's offsets are the guest's. A hit costs about a microsecond.
+pub(super) fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) {
     if let Err(reason) = build_id::check(tgid) {
         warnings.push(format!(
             "guest writes behind image formats are not watched: {reason}"

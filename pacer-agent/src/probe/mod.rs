@@ -16,11 +16,12 @@ mod counters;
 mod devices;
 mod error;
 mod event;
+mod file_hooks;
 mod hooks;
 mod kernel;
 mod large_slots;
 mod object;
-mod open_files;
+pub mod open_files;
 mod options;
 mod process;
 mod rest;
@@ -45,8 +46,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::pacing::time::Time;
 use activity::DeviceId;
+use file_hooks::FileHooks;
 use kernel::Kernel;
 use large_slots::{Handled, LargeSlots};
+use open_files::Image;
 use tracepoints::Tracepoints;
 
 pub use activity::Activity;
@@ -72,6 +75,9 @@ pub struct Probe {
     /// What of this kernel can be read.
     kernel: Kernel,
     tracepoints: Tracepoints,
+    /// What is attached once the process has opened what it is for. `None`
+    /// while the process is not known.
+    file_hooks: Option<FileHooks>,
     /// Whether the programs that watch block devices are attached.
     block_attached: bool,
     /// Taken from the ring, not drained yet, with the process each is of.
@@ -154,6 +160,7 @@ impl Probe {
             tgid: None,
             kernel,
             tracepoints,
+            file_hooks: None,
             block_attached: false,
             pending: VecDeque::new(),
             waiter: None,
@@ -181,7 +188,27 @@ impl Probe {
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;
         self.large.observe(&mut self.ebpf, tgid);
+        self.file_hooks = Some(FileHooks::of(tgid)?);
+        if let Err(error) = self.look_at_files() {
+            // What is not attached for it is a warning by now.
+            tracing::debug!(%error, "the open files are not known");
+        }
         Ok(())
+    }
+
+    /// The files that are open now and may be images. What is worth attaching
+    /// only for a file of some kind is attached when one is seen here for the
+    /// first time. Reads `/proc`: for a tick.
+    ///
+    /// # Errors
+    ///
+    /// No process is observed yet; its files may not be looked at (a warning,
+    /// too), or it has ended.
+    pub fn look_at_files(&mut self) -> io::Result<Vec<Image>> {
+        let Some(file_hooks) = &mut self.file_hooks else {
+            return Err(io::Error::other(ProbeError::NotObserving));
+        };
+        file_hooks.look(&mut self.ebpf, &mut self.warnings)
     }
 
     /// Everything that happened since the last call, oldest first. Never blocks.
