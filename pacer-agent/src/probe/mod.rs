@@ -26,6 +26,7 @@ mod options;
 mod process;
 mod rest;
 mod sockets;
+mod stores;
 mod totals;
 mod tracepoint_format;
 mod tracepoints;
@@ -332,6 +333,7 @@ impl Probe {
         }
         if on {
             let tgid = self.tgid.ok_or(ProbeError::NotObserving)?;
+            stores::clear(&mut self.ebpf)?;
             self.stores = attach::attach_stores(&mut self.ebpf, tgid)?;
             self.stores_begun += 1;
             return attach::set_stores_watched(&mut self.ebpf, self.stores_begun);
