@@ -25,6 +25,7 @@ pub mod open_files;
 mod options;
 mod process;
 mod rest;
+mod room;
 mod sockets;
 mod stores;
 mod totals;
@@ -51,6 +52,7 @@ use file_hooks::FileHooks;
 use kernel::Kernel;
 use large_slots::{Handled, LargeSlots};
 use open_files::Image;
+use room::Room;
 use tracepoints::Tracepoints;
 
 pub use activity::Activity;
@@ -98,6 +100,7 @@ pub struct Probe {
     /// How often that was begun.
     stores_begun: u32,
     large: LargeSlots,
+    room: Room,
     /// The process registered slots before the attach.
     late: bool,
 }
@@ -172,6 +175,7 @@ impl Probe {
             stores: Vec::new(),
             stores_begun: 0,
             large: LargeSlots::new(options),
+            room: Room::default(),
             late: false,
         })
     }
@@ -260,10 +264,13 @@ impl Probe {
     /// How many events there were, how many were lost, and what the programs
     /// cost, all since the attach.
     pub fn counters(&mut self) -> ProbeCounters {
-        ProbeCounters {
+        let counters = ProbeCounters {
             overtaken_logs: self.large.overtaken_logs(),
             ..counters::read(&self.ebpf, self.stats.is_some())
-        }
+        };
+        let told = self.room.check(&self.ebpf, self.tgid, counters.map_full);
+        self.warnings.extend(told);
+        counters
     }
 
     /// What each program cost since the attach, and the memory that is held.
