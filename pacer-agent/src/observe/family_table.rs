@@ -44,6 +44,36 @@ pub(super) enum Value {
     },
 }
 
+impl Value {
+    /// Adds another of the same family.
+    pub(super) fn add(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Number(value), Self::Number(other)) => *value += other,
+            (
+                Self::Distribution {
+                    count,
+                    sum,
+                    cumulative,
+                },
+                Self::Distribution {
+                    count: other_count,
+                    sum: other_sum,
+                    cumulative: other_cumulative,
+                },
+            ) => {
+                *count += other_count;
+                *sum += other_sum;
+                for ((_, below), (_, other_below)) in cumulative.iter_mut().zip(other_cumulative) {
+                    *below += other_below;
+                }
+            }
+            // A family has one kind of value.
+            (Self::Number(_), Self::Distribution { .. })
+            | (Self::Distribution { .. }, Self::Number(_)) => {}
+        }
+    }
+}
+
 const PAGE_BYTES: u64 = 4096;
 /// Latencies are told apart by powers of two from 2^10 ns (1 us) up to 2^35 ns
 /// (34 s).
