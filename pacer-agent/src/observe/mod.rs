@@ -5,6 +5,7 @@
 //! or with the process. What a line says is decided in [`state`] and [`ram`],
 //! how it looks in [`mod@line`] and [`table`]; those are pure.
 
+mod connections;
 mod disks;
 pub mod families;
 mod family_table;

@@ -1,17 +1,13 @@
 //! Reads everything that a line is made from.
 
-use std::collections::BTreeMap;
 use std::io;
 
-use procfs::net::TcpNetEntry;
-use procfs::process::Process;
-
+use super::connections::Connections;
 use super::rights;
-use super::state::{Ends, Ports, Reading, State};
+use super::state::{Reading, State};
 use super::underlying::Underlying;
 use crate::clock;
 use crate::probe::Probe;
-use crate::probe::activity::Activity;
 
 /// There is no such process.
 const ESRCH: i32 = 3;
@@ -22,7 +18,7 @@ const MOST_CHARS: usize = 800;
 /// Reads what belongs to one process.
 #[derive(Debug)]
 pub(super) struct Reader {
-    pid: u32,
+    connections: Connections,
     underlying: Underlying,
     /// What is wrong with QEMU's measurements.
     pub(super) qemu_warning: Option<String>,
@@ -31,7 +27,7 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(pid: u32) -> Self {
         Self {
-            pid,
+            connections: Connections::new(pid),
             underlying: Underlying::default(),
             qemu_warning: None,
         }
@@ -58,10 +54,12 @@ impl Reader {
             );
         }
         warnings.extend(self.qemu_warning.clone());
+        let is_new = |socket| !state.knows_connection(socket);
+        let is_new = activity.sockets.iter().any(is_new);
         Reading {
             at,
             wall: clock::wall(),
-            connections: self.connections(&activity, state),
+            connections: self.connections.poll(is_new),
             block_devices: self.underlying.block_devices(),
             device_names: self.underlying.names().clone(),
             cost: probe.cost(),
@@ -71,25 +69,6 @@ impl Reader {
             warnings,
         }
     }
-
-    /// The ends of the connections that are new.
-    fn connections(&self, activity: &Activity, state: &State) -> BTreeMap<Ports, Ends> {
-        let is_new = |socket| !state.knows_connection(socket);
-        if !activity.sockets.iter().any(is_new) {
-            return BTreeMap::new();
-        }
-        let Ok(process) = Process::new(i32::try_from(self.pid).unwrap_or(i32::MAX)) else {
-            return BTreeMap::new();
-        };
-        let tables = [process.tcp().ok(), process.tcp6().ok()];
-        tables.into_iter().flatten().flatten().map(ends).collect()
-    }
-}
-
-fn ends(entry: TcpNetEntry) -> (Ports, Ends) {
-    let (local, peer) = (entry.local_address, entry.remote_address);
-    let ports = (local.port(), peer.port());
-    (ports, (local.to_string(), peer.to_string()))
 }
 
 /// A warning without the middle of what the kernel's verifier has to say, which
