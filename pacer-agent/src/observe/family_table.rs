@@ -275,6 +275,20 @@ pub(super) static FAMILIES: &[Family] = &[
         |line| scalar(line.probe.unknown_slots),
         "Dirty logs that were not read since the size of their memory slot is not known.",
     ),
+    gauge(
+        "probe_inferred_slots",
+        &[],
+        |line| scalar(line.probe.inferred_slots),
+        "Memory slots registered before Pacer came of which a lower bound of their size is known \
+         by now.",
+    ),
+    counter(
+        "probe_overtaken_logs_total",
+        &[],
+        |line| scalar(line.probe.overtaken_logs),
+        "Dirty logs of large memory slots that were not counted: QEMU changed them before they \
+         were read.",
+    ),
     counter(
         "probe_unreadable_total",
         &[],
@@ -286,6 +300,13 @@ pub(super) static FAMILIES: &[Family] = &[
         &[],
         |line| scalar(line.probe.map_full),
         "Calls that found no room in a map; they are in no other figure.",
+    ),
+    counter(
+        "probe_cut_writes_total",
+        &[],
+        |line| scalar(line.probe.cut_writes),
+        "Writes so long that only their first chunks are in the write intervals; their bytes are \
+         counted.",
     ),
     counter(
         "probe_run_seconds_total",

@@ -169,8 +169,11 @@ impl State {
             events: counters.events,
             lost_events: counters.lost_events,
             unknown_slots: counters.unknown_slots,
+            inferred_slots: counters.inferred_slots,
+            overtaken_logs: counters.overtaken_logs,
             unreadable: counters.unreadable,
             map_full: counters.map_full,
+            cut_writes: counters.cut_writes,
             run_ns: counters.run_ns,
             run_count: counters.run_count,
             core_ratio: new_ns

@@ -193,6 +193,7 @@ impl Probe {
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;
         self.large.observe(&mut self.ebpf, tgid);
+        self.warnings.extend(self.large.take_warning());
         self.file_hooks = Some(FileHooks::of(tgid)?);
         if let Err(error) = self.look_at_files() {
             // What is not attached for it is a warning by now.
@@ -361,7 +362,9 @@ impl Probe {
                 self.warnings.push(LATE.to_owned());
             }
         }
-        match self.large.handle(&mut self.ebpf, event) {
+        let handled = self.large.handle(&mut self.ebpf, event);
+        self.warnings.extend(self.large.take_warning());
+        match handled {
             Handled::Kept => {}
             Handled::Not => self.pending.extend(Event::from_raw(event)),
             Handled::Counted { parts, log } => {
