@@ -1,11 +1,14 @@
 //! The QEMU process, seen from outside.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use procfs::ProcError;
 use procfs::process::{FDTarget, MMapPath, Process};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 /// How often a process is looked at that may end.
@@ -99,6 +102,17 @@ impl ProcessId {
             .and_then(|process| process.exe())
             .map_err(|error| explain(self.pid, &error))
     }
+}
+
+/// A descriptor of the process `pid`, readable once it has ended.
+///
+/// # Errors
+///
+/// If there is no such process.
+pub fn descriptor(pid: u32) -> io::Result<OwnedFd> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let number = number.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
+    Ok(pidfd_open(number, PidfdFlags::empty())?)
 }
 
 /// The process that holds the TCP connection from `client` to the port

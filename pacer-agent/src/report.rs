@@ -174,6 +174,9 @@ pub struct Probe {
     pub events: u64,
     /// Events that were lost on the way.
     pub lost_events: u64,
+    /// Those, and everything else that is known not to be counted, in whole or
+    /// in part.
+    pub not_counted: u64,
     /// The programs' run time, where the kernel counts it.
     pub run_ns: Option<u64>,
     /// How often they ran, where the kernel counts it.

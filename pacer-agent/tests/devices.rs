@@ -3,6 +3,7 @@
 
 mod block;
 mod sockets;
+mod stores;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

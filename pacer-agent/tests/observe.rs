@@ -3,6 +3,8 @@
 
 mod observer;
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -13,6 +15,10 @@ use serde_json::Value;
 
 /// `nobody`.
 const OTHER_USER: u32 = 65_534;
+
+/// A remark where an image with a format is open, and the process is no QEMU
+/// whose build is known.
+const NO_FORMATS: &str = "image formats are not watched";
 
 fn observed_file() -> tempfile::NamedTempFile {
     tempfile::NamedTempFile::new().expect("a temporary file")
@@ -192,6 +198,62 @@ fn three_rights_are_enough_and_a_missing_one_is_named() {
         assert!(log.contains(&format!("missing: {missing}:")), "{log}");
         assert!(log.contains("setcap"), "{log}");
     }
+}
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn what_is_opened_later_is_watched_with_three_rights_too() {
+    let pacer = SharedPacer::new();
+    let _tracefs = OpenTracefs::to(OTHER_USER);
+    let pacer = pacer.with(OTHER_USER, &["bpf", "perfmon", "sys_ptrace"]);
+    let mut file = observed_file();
+    file.write_all(&[1; 64]).expect("it takes it");
+    let mut observer = Observer::spawn(pacer, std::process::id());
+    let line = observer.next().expect("it observes");
+    assert!(!warnings(&line).contains(NO_FORMATS), "{line}");
+
+    let mut image = observed_file();
+    image.write_all(b"QFI\xfb\0\0\0\x03").expect("it takes it");
+    // This test is no QEMU: that it is not one is found on attaching.
+    observer.wait("the format", |line| warnings(line).contains(NO_FORMATS));
+
+    let read = |line: &Value| {
+        let mut byte = [0];
+        file.as_file()
+            .read_exact(&mut byte)
+            .expect("there are enough");
+        disk(line, file.as_file()).map(|disk| disk["reads"] != 0)
+    };
+    file.as_file().rewind().expect("a file");
+    for _ in 0..3 {
+        let line = observer.next().expect("it observes");
+        assert_eq!(read(&line), Some(false), "no tap is open: {line}");
+    }
+    let tap = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .expect("this kernel has tap devices");
+    observer.wait("a read", |line| read(line) == Some(true));
+    drop(tap);
+}
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn a_format_that_is_open_at_the_attach_is_seen_with_three_rights() {
+    let pacer = SharedPacer::new();
+    let _tracefs = OpenTracefs::to(OTHER_USER);
+    let mut image = observed_file();
+    image.write_all(b"QFI\xfb").expect("it takes it");
+    let observe = |rights: &[&str]| {
+        let pacer = pacer.with(OTHER_USER, rights);
+        let line = Observer::spawn(pacer, std::process::id()).next();
+        warnings(&line.expect("it observes"))
+    };
+    let warnings = observe(&["bpf", "perfmon", "sys_ptrace"]);
+    assert!(warnings.contains(NO_FORMATS), "{warnings}");
+    let warnings = observe(&["bpf", "perfmon"]);
+    assert!(warnings.contains("packets from tap devices"), "{warnings}");
 }
 
 #[test]

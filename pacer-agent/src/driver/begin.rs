@@ -126,7 +126,7 @@ impl Driver {
         };
         match attached {
             Ok(probe) => {
-                for warning in probe.warnings() {
+                for warning in self.record.new_warnings(&probe) {
                     tracing::info!("probe: {warning}");
                 }
                 tracing::info!(pid = qemu.pid, "eBPF probe attached");

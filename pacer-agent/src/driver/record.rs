@@ -30,6 +30,10 @@ pub(super) struct Record {
     pub(super) t0: Time,
     feed: Option<Feed>,
     next_feed: Time,
+    /// Runs of programs that the kernel had left out by then.
+    missed_runs: u64,
+    /// How many of the probe's warnings were told.
+    warnings_told: usize,
 }
 
 impl Record {
@@ -49,6 +53,8 @@ impl Record {
             t0: now,
             feed: None,
             next_feed: now,
+            missed_runs: 0,
+            warnings_told: 0,
         }
     }
 
@@ -183,17 +189,27 @@ impl Record {
                 attached: true,
                 events: counters.events,
                 lost_events: counters.lost_events,
+                not_counted: counters.not_counted() + self.missed_runs,
                 run_ns: counters.run_ns,
                 run_count: counters.run_count,
             };
+            for warning in self.new_warnings(probe) {
+                tracing::warn!("probe: {warning}");
+            }
         }
+    }
+
+    /// The probe's warnings that were not returned before.
+    pub(super) fn new_warnings<'a>(&mut self, probe: &'a Probe) -> &'a [String] {
+        let warnings = probe.warnings();
+        let new = warnings.get(self.warnings_told..).unwrap_or_default();
+        self.warnings_told = warnings.len();
+        new
     }
 
     /// The probe observes this process from now on.
     pub(super) fn attached(&mut self, pid: u32, now: Time) {
-        self.feed = Feed::new(pid, now)
-            .inspect_err(|error| tracing::debug!(%error, "no metrics of the probe"))
-            .ok();
+        self.feed = Some(Feed::new(pid, now));
     }
 
     /// A point of the dirty curve that the probe saw at `at`.
@@ -210,7 +226,10 @@ impl Record {
         };
         if now >= self.next_feed {
             self.next_feed = now + FEED_EVERY;
-            self.metrics.set_probe(feed.line(probe, false));
+            let line = feed.line(probe, false);
+            let programs = line.probe.programs.iter();
+            self.missed_runs = programs.map(|program| program.missed).sum();
+            self.metrics.set_probe(line);
         }
     }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::images::Image;
 use super::latency::{grown, quantile};
 use super::line::{Backend, Chunks, Device, Direction, Disk, IntervalClass, Totals};
 use crate::probe::activity::{
     BackendActivity, ChunkIntervals, DeviceActivity, DeviceId, DeviceRequests, FileActivity,
     FileId, Requests,
 };
+use crate::probe::open_files::Image;
 use crate::units::to_f64;
 
 /// The time between two ticks, for rates.

@@ -3,6 +3,7 @@
 //! own, and what is gone is gone.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::Registry;
@@ -76,10 +77,27 @@ fn collect(family: &Family, line: &Line) -> MetricFamily {
         Kind::Gauge => MetricType::GAUGE,
         Kind::Histogram => MetricType::HISTOGRAM,
     });
-    let samples = (family.samples)(line);
+    let samples = merge((family.samples)(line));
     let metrics = samples.into_iter().map(|sample| metric(family, sample));
     collected.set_metric(metrics.collect());
     collected
+}
+
+/// One sample for each set of labels, which must not come twice: two files may
+/// have had one path, two connections the same ends.
+fn merge(samples: Vec<Sample>) -> Vec<Sample> {
+    let mut merged: Vec<Sample> = Vec::new();
+    let mut places: HashMap<Vec<String>, usize> = HashMap::new();
+    for sample in samples {
+        match places.entry(sample.labels.clone()) {
+            Entry::Occupied(place) => merged[*place.get()].value.add(sample.value),
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(sample);
+            }
+        }
+    }
+    merged
 }
 
 fn metric(family: &Family, sample: Sample) -> Metric {
@@ -135,7 +153,7 @@ mod tests {
 
     use prometheus::{Encoder as _, TextEncoder};
 
-    use super::super::line::{Device, Direction, DirtyRate, Disk, Probe, Totals};
+    use super::super::line::{Device, Direction, DirtyRate, Disk, Probe, Socket, Totals};
     use super::*;
 
     fn render(registry: &Registry) -> String {
@@ -207,5 +225,62 @@ mod tests {
                 "pacer_device_latency_seconds_bucket{device=\"vda\",direction=\"read\",le=\"+Inf\"} 8",
             ],
         );
+    }
+
+    #[test]
+    fn what_has_the_same_labels_is_one_series() {
+        let registry = Registry::new_custom(Some("pacer".to_owned()), None).unwrap();
+        let families = ProbeFamilies::register(&registry).unwrap();
+        let disk = |inode, writes| Disk {
+            path: Some("/srv/a.raw".to_owned()),
+            inode,
+            totals: Totals {
+                writes,
+                ..Totals::default()
+            },
+            ..Disk::default()
+        };
+        let socket = |sent_bytes| Socket {
+            local: ":0".to_owned(),
+            peer: ":0".to_owned(),
+            sent_bytes,
+        };
+        let device = |below, above| {
+            let mut by_latency = vec![0; 64];
+            (by_latency[5], by_latency[12]) = (below, above);
+            Device {
+                name: "vda".to_owned(),
+                read: Direction {
+                    latency: Duration::from_millis(below),
+                    by_latency,
+                    ..Direction::default()
+                },
+                ..Device::default()
+            }
+        };
+        families.set(Line {
+            disks: vec![disk(1, 2), disk(2, 40)],
+            sockets: vec![socket(5), socket(600)],
+            devices: vec![device(1, 2), device(10, 20)],
+            ..Line::default()
+        });
+        let text = render(&registry);
+        check(
+            &text,
+            &[
+                "pacer_disk_requests_total{disk=\"/srv/a.raw\",kind=\"write\"} 42",
+                "pacer_socket_sent_bytes_total{local=\":0\",peer=\":0\"} 605",
+                "pacer_device_latency_seconds_count{device=\"vda\",direction=\"read\"} 33",
+                "pacer_device_latency_seconds_sum{device=\"vda\",direction=\"read\"} 0.011",
+                "pacer_device_latency_seconds_bucket{device=\"vda\",direction=\"read\",le=\"0.000001024\"} 11",
+                "pacer_device_latency_seconds_bucket{device=\"vda\",direction=\"read\",le=\"0.000008192\"} 33",
+            ],
+        );
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        let mut names: Vec<_> = series.filter_map(|line| line.rsplit_once(' ')).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup_by_key(|(name, _)| *name);
+        assert_eq!(names.len(), all, "{text}");
     }
 }

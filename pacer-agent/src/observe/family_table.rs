@@ -44,6 +44,36 @@ pub(super) enum Value {
     },
 }
 
+impl Value {
+    /// Adds another of the same family.
+    pub(super) fn add(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Number(value), Self::Number(other)) => *value += other,
+            (
+                Self::Distribution {
+                    count,
+                    sum,
+                    cumulative,
+                },
+                Self::Distribution {
+                    count: other_count,
+                    sum: other_sum,
+                    cumulative: other_cumulative,
+                },
+            ) => {
+                *count += other_count;
+                *sum += other_sum;
+                for ((_, below), (_, other_below)) in cumulative.iter_mut().zip(other_cumulative) {
+                    *below += other_below;
+                }
+            }
+            // A family has one kind of value.
+            (Self::Number(_), Self::Distribution { .. })
+            | (Self::Distribution { .. }, Self::Number(_)) => {}
+        }
+    }
+}
+
 const PAGE_BYTES: u64 = 4096;
 /// Latencies are told apart by powers of two from 2^10 ns (1 us) up to 2^35 ns
 /// (34 s).
@@ -245,6 +275,20 @@ pub(super) static FAMILIES: &[Family] = &[
         |line| scalar(line.probe.unknown_slots),
         "Dirty logs that were not read since the size of their memory slot is not known.",
     ),
+    gauge(
+        "probe_inferred_slots",
+        &[],
+        |line| scalar(line.probe.inferred_slots),
+        "Memory slots registered before Pacer came of which a lower bound of their size is known \
+         by now.",
+    ),
+    counter(
+        "probe_overtaken_logs_total",
+        &[],
+        |line| scalar(line.probe.overtaken_logs),
+        "Dirty logs of large memory slots that were not counted: QEMU changed them before they \
+         were read.",
+    ),
     counter(
         "probe_unreadable_total",
         &[],
@@ -256,6 +300,13 @@ pub(super) static FAMILIES: &[Family] = &[
         &[],
         |line| scalar(line.probe.map_full),
         "Calls that found no room in a map; they are in no other figure.",
+    ),
+    counter(
+        "probe_cut_writes_total",
+        &[],
+        |line| scalar(line.probe.cut_writes),
+        "Writes so long that only their first chunks are in the write intervals; their bytes are \
+         counted.",
     ),
     counter(
         "probe_run_seconds_total",

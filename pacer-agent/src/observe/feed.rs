@@ -1,11 +1,6 @@
 //! From a probe to lines: for `pacer observe`, and for the metrics of
 //! `pacer source`.
 
-use std::io;
-use std::os::fd::OwnedFd;
-
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
 use super::line::Line;
 use super::reading::Reader;
 use super::state::State;
@@ -22,15 +17,12 @@ pub struct Feed {
 
 impl Feed {
     /// Of the process `pid`, observed since `started`.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such process.
-    pub fn new(pid: u32, started: Time) -> io::Result<Self> {
-        Ok(Self {
+    #[must_use]
+    pub fn new(pid: u32, started: Time) -> Self {
+        Self {
             state: State::new(pid, started),
-            reader: Reader::new(pid, open(pid)?),
-        })
+            reader: Reader::new(pid),
+        }
     }
 
     /// Takes in an event of the probe.
@@ -50,11 +42,4 @@ impl Feed {
         let reading = self.reader.read(probe, &self.state);
         self.state.line(reading, ended)
     }
-}
-
-/// A descriptor of the process, readable once it has ended.
-pub(super) fn open(pid: u32) -> io::Result<OwnedFd> {
-    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let number = number.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
-    Ok(pidfd_open(number, PidfdFlags::empty())?)
 }

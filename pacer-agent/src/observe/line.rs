@@ -270,10 +270,17 @@ pub struct Probe {
     pub lost_events: u64,
     /// Dirty logs not read because their slot's size is not known.
     pub unknown_slots: u64,
+    /// Memory slots registered before the attach of which a lower bound of
+    /// their size is known by now.
+    pub inferred_slots: u64,
+    /// Dirty logs of large slots not counted: QEMU was faster.
+    pub overtaken_logs: u64,
     /// Calls whose arguments could not be read.
     pub unreadable: u64,
     /// Calls or slots that found no room in a map.
     pub map_full: u64,
+    /// Writes of which only the first chunks are in `chunks`.
+    pub cut_writes: u64,
     /// Time spent in all programs. `None` where the kernel does not count it.
     pub run_ns: Option<u64>,
     /// How often programs ran, likewise.

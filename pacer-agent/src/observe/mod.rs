@@ -5,11 +5,11 @@
 //! or with the process. What a line says is decided in [`state`] and [`ram`],
 //! how it looks in [`mod@line`] and [`table`]; those are pure.
 
+mod connections;
 mod disks;
 pub mod families;
 mod family_table;
 pub mod feed;
-pub mod images;
 mod latency;
 pub mod line;
 mod qemu;
@@ -38,7 +38,7 @@ use crate::measure::Accelerator;
 use crate::pacing::time::Time;
 use crate::probe::windows::{BURST_GAP, DirtyWindows};
 use crate::probe::{self, Probe, ProbeError};
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 use crate::qmp::Qmp;
 use crate::shutdown::Signals;
 use families::ProbeFamilies;
@@ -93,7 +93,7 @@ pub async fn run(args: ObserveArgs, signals: &mut Signals) -> Result<Exit, Failu
     let probe = Probe::attach(process.pid).map_err(explain)?;
     let started = clock::now();
     let pid = probe.process().unwrap_or(process.pid);
-    let ended = feed::open(pid).map_err(|error| unwatchable(pid, &error))?;
+    let ended = process::descriptor(pid).map_err(|error| unwatchable(pid, &error))?;
     let ended = probe::watch(ended).map_err(anyhow::Error::new)?;
     // Only now is it sure whose descriptor that is.
     if !process.is_alive() {
@@ -105,7 +105,7 @@ pub async fn run(args: ObserveArgs, signals: &mut Signals) -> Result<Exit, Failu
     let mut observer = Observer {
         probe,
         windows: DirtyWindows::new(),
-        feed: Feed::new(pid, started).map_err(|error| unwatchable(pid, &error))?,
+        feed: Feed::new(pid, started),
         screen: Screen::new(args.json),
         families,
         news,

@@ -1,19 +1,13 @@
 //! Reads everything that a line is made from.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 
-use procfs::net::TcpNetEntry;
-use procfs::process::Process;
-
-use super::images::Images;
+use super::connections::Connections;
 use super::rights;
-use super::state::{Ends, Ports, Reading, State};
+use super::state::{Reading, State};
 use super::underlying::Underlying;
 use crate::clock;
 use crate::probe::Probe;
-use crate::probe::activity::Activity;
 
 /// There is no such process.
 const ESRCH: i32 = 3;
@@ -24,18 +18,16 @@ const MOST_CHARS: usize = 800;
 /// Reads what belongs to one process.
 #[derive(Debug)]
 pub(super) struct Reader {
-    pid: u32,
-    images: Images<OwnedFd>,
+    connections: Connections,
     underlying: Underlying,
     /// What is wrong with QEMU's measurements.
     pub(super) qemu_warning: Option<String>,
 }
 
 impl Reader {
-    pub(super) fn new(pid: u32, pidfd: OwnedFd) -> Self {
+    pub(super) fn new(pid: u32) -> Self {
         Self {
-            pid,
-            images: Images::new(pid, pidfd),
+            connections: Connections::new(pid),
             underlying: Underlying::default(),
             qemu_warning: None,
         }
@@ -43,16 +35,17 @@ impl Reader {
 
     /// What is to be told now.
     pub(super) fn read(&mut self, probe: &mut Probe, state: &State) -> Reading {
-        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
-        let images = self.images.open();
-        match &images {
-            Ok(images) => self.underlying.watch(probe, images),
-            Err(error) => warnings.extend(explain(error)),
+        let images = probe.look_at_files();
+        if let Ok(images) = &images {
+            self.underlying.watch(probe, images);
         }
-        warnings.extend(self.underlying.warnings());
         let at = clock::now();
         let activity = probe.activity();
         let counters = probe.counters();
+        // Only now: what was just read may have added to them.
+        let mut warnings: Vec<String> = probe.warnings().iter().map(|text| brief(text)).collect();
+        warnings.extend(images.as_ref().err().and_then(explain));
+        warnings.extend(self.underlying.warnings());
         if counters.run_ns.is_none() {
             warnings.push(
                 "what the probe costs: the kernel does not count it (as root, or once \
@@ -61,10 +54,12 @@ impl Reader {
             );
         }
         warnings.extend(self.qemu_warning.clone());
+        let is_new = |socket| !state.knows_connection(socket);
+        let is_new = activity.sockets.iter().any(is_new);
         Reading {
             at,
             wall: clock::wall(),
-            connections: self.connections(&activity, state),
+            connections: self.connections.poll(is_new),
             block_devices: self.underlying.block_devices(),
             device_names: self.underlying.names().clone(),
             cost: probe.cost(),
@@ -74,25 +69,6 @@ impl Reader {
             warnings,
         }
     }
-
-    /// The ends of the connections that are new.
-    fn connections(&self, activity: &Activity, state: &State) -> BTreeMap<Ports, Ends> {
-        let is_new = |socket| !state.knows_connection(socket);
-        if !activity.sockets.iter().any(is_new) {
-            return BTreeMap::new();
-        }
-        let Ok(process) = Process::new(i32::try_from(self.pid).unwrap_or(i32::MAX)) else {
-            return BTreeMap::new();
-        };
-        let tables = [process.tcp().ok(), process.tcp6().ok()];
-        tables.into_iter().flatten().flatten().map(ends).collect()
-    }
-}
-
-fn ends(entry: TcpNetEntry) -> (Ports, Ends) {
-    let (local, peer) = (entry.local_address, entry.remote_address);
-    let ports = (local.port(), peer.port());
-    (ports, (local.to_string(), peer.to_string()))
 }
 
 /// A warning without the middle of what the kernel's verifier has to say, which

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::disks::{Known, Tick, backends, devices};
-use super::images::Image;
 use super::line::{DeviceReads, Line, Probe, Program, Qemu, Socket};
 use super::ram::RamState;
 use crate::pacing::time::Time;
 use crate::probe::activity::{Activity, DeviceId, SocketActivity, SocketFamily};
+use crate::probe::open_files::Image;
 use crate::probe::{ProbeCost, ProbeCounters};
 use crate::units::to_f64;
 
@@ -169,8 +169,11 @@ impl State {
             events: counters.events,
             lost_events: counters.lost_events,
             unknown_slots: counters.unknown_slots,
+            inferred_slots: counters.inferred_slots,
+            overtaken_logs: counters.overtaken_logs,
             unreadable: counters.unreadable,
             map_full: counters.map_full,
+            cut_writes: counters.cut_writes,
             run_ns: counters.run_ns,
             run_count: counters.run_count,
             core_ratio: new_ns

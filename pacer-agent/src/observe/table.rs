@@ -202,8 +202,10 @@ fn write_probe(text: &mut String, line: &Line) -> std::fmt::Result {
     )?;
     let gaps = [
         (probe.unknown_slots, "dirty logs of unknown size"),
+        (probe.overtaken_logs, "dirty logs changed too soon"),
         (probe.unreadable, "calls not readable"),
         (probe.map_full, "calls without room"),
+        (probe.cut_writes, "writes longer than their chunks"),
     ];
     for (count, what) in gaps.into_iter().filter(|(count, _)| *count > 0) {
         writeln!(text, "       {count} {what}")?;
@@ -278,6 +280,8 @@ mod tests {
                 core_ratio: Some(0.0123),
                 memory_bytes: 12_000_000,
                 unknown_slots: 4,
+                overtaken_logs: 3,
+                cut_writes: 5,
                 programs: vec![Program {
                     missed: 2,
                     ..Program::default()
@@ -299,6 +303,8 @@ device vda (254:0)  3 in flight, queue depth 1.25
 socket  127.0.0.1:1 to 127.0.0.1:2  5.0 MB sent
 probe  1.23 % of a core, 12 MB, 0 events lost, 2 runs missed
        4 dirty logs of unknown size
+       3 dirty logs changed too soon
+       5 writes longer than their chunks
 not seen  this and that
 ";
         assert_eq!(table(&line), expected);

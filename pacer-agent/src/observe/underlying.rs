@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::images::Image;
 use crate::probe::Probe;
 use crate::probe::activity::DeviceId;
 use crate::probe::block_devices::{Backing, Host};
+use crate::probe::open_files::Image;
 
 /// What lies under one process' images.
 #[derive(Debug, Default)]

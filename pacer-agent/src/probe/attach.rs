@@ -19,7 +19,7 @@ use super::error::{ATTACHED, LOADED, chain, is_refusal};
 use super::hooks::{self, Function, Hook};
 use super::kernel::Kernel;
 use super::tracepoints::Tracepoints;
-use super::{ProbeError, ProbeOptions, build_id, open_files, process};
+use super::{ProbeError, ProbeOptions, build_id, process};
 
 /// Where tracefs may be, in the order in which aya looks.
 pub(super) const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -30,8 +30,6 @@ pub(super) struct Attached {
     pub(super) warnings: Vec<String>,
     /// Whether `migrate_set_state` is watched.
     pub(super) state_uprobe: bool,
-    /// What QEMU calls its backends, where they are watched.
-    pub(super) backend_names: NameReader,
 }
 
 /// Whether tracefs is there and readable. Asked before aya does, which remembers
@@ -112,9 +110,6 @@ pub(super) fn observe(
     let mut warnings = Vec::new();
     attach_rings(ebpf);
     attach_optional(ebpf, &hooks::FILES, &mut warnings);
-    if open_files::has_tap(tgid) {
-        attach_optional(ebpf, &hooks::TAP, &mut warnings);
-    }
     if kernel.has_io_uring {
         attach_usable(ebpf, &hooks::IO_URING, tracepoints, &mut warnings);
     } else {
@@ -133,15 +128,9 @@ pub(super) fn observe(
             Err(warning) => warnings.push(warning),
         }
     }
-    let backend_names = if open_files::has_formatted_image(tgid) {
-        attach_backends(ebpf, tgid, &mut warnings)
-    } else {
-        NameReader::default()
-    };
     Ok(Attached {
         warnings,
         state_uprobe,
-        backend_names,
     })
 }
 
@@ -161,9 +150,18 @@ pub(super) fn attach_block(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<(), Probe
     Ok(())
 }
 
-/// Raw images need none of it: there the file's offsets are the guest's. A hit
-/// costs about a microsecond.
-fn attach_backends(ebpf: &mut Ebpf, tgid: u32, warnings: &mut Vec<String>) -> NameReader {
+/// Attaches what sees a tap device being read.
+pub(super) fn attach_tap(ebpf: &mut Ebpf, warnings: &mut Vec<String>) {
+    attach_optional(ebpf, &hooks::TAP, warnings);
+}
+
+/// Attaches what sees the guest's own writes. Raw images need none of it: there
+/// the file's offsets are the guest's. A hit costs about a microsecond.
+pub(super) fn attach_backends(
+    ebpf: &mut Ebpf,
+    tgid: u32,
+    warnings: &mut Vec<String>,
+) -> NameReader {
     let layout = match build_id::layout(tgid) {
         Ok(layout) => layout,
         Err(reason) => {

@@ -29,12 +29,29 @@ pub struct ProbeCounters {
     pub unreadable: u64,
     /// Calls or slots that found no room in a map.
     pub map_full: u64,
+    /// Writes of which only the first chunks are in a file's write intervals.
+    pub cut_writes: u64,
     /// Time spent in the programs, in nanoseconds, the filter's turning away of
     /// other processes included. `None` where the kernel does not count it
     /// (`kernel.bpf_stats_enabled`).
     pub run_ns: Option<u64>,
     /// How often the programs ran, likewise.
     pub run_count: Option<u64>,
+}
+
+impl ProbeCounters {
+    /// Everything that is known not to be counted, in whole or in part. The runs
+    /// that the kernel left out are not among it: see
+    /// [`ProgramCost::missed`](super::ProgramCost::missed).
+    #[must_use]
+    pub const fn not_counted(&self) -> u64 {
+        self.lost_events
+            + self.unknown_slots
+            + self.overtaken_logs
+            + self.unreadable
+            + self.map_full
+            + self.cut_writes
+    }
 }
 
 /// Asks the kernel to account run times for as long as the result lives. It
@@ -54,6 +71,7 @@ pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCounters {
         overtaken_logs: 0,
         unreadable: sum(ebpf, counter::UNREADABLE),
         map_full: sum(ebpf, counter::MAP_FULL),
+        cut_writes: sum(ebpf, counter::CUT_WRITES),
         run_ns,
         run_count,
     }
@@ -92,4 +110,26 @@ fn run_statistics(ebpf: &Ebpf, stats: bool) -> Option<(u64, u64)> {
 /// Whether the accounting is on for the whole system.
 pub(super) fn enabled_for_all() -> bool {
     fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_gap_counts_once() {
+        let counters = ProbeCounters {
+            events: 1 << 10,
+            lost_events: 1,
+            unknown_slots: 1 << 1,
+            inferred_slots: 1 << 11,
+            overtaken_logs: 1 << 2,
+            unreadable: 1 << 3,
+            map_full: 1 << 4,
+            cut_writes: 1 << 5,
+            run_ns: Some(1 << 12),
+            run_count: Some(1 << 13),
+        };
+        assert_eq!(counters.not_counted(), (1 << 6) - 1);
+    }
 }

@@ -26,6 +26,8 @@ pub(super) struct LargeSlots {
     /// The rest of the log that is told of next, if it could be counted.
     rest: Option<(RawEvent, Option<Rest>)>,
     overtaken_logs: u64,
+    /// Why the calls are not seen; taken once.
+    warning: Option<String>,
 }
 
 /// What became of an event.
@@ -52,7 +54,13 @@ impl LargeSlots {
             seen_since: None,
             rest: None,
             overtaken_logs: 0,
+            warning: None,
         }
+    }
+
+    /// What is not seen, once.
+    pub(super) const fn take_warning(&mut self) -> Option<String> {
+        self.warning.take()
     }
 
     /// `tgid` is the process, which may have large slots already.
@@ -124,11 +132,13 @@ impl LargeSlots {
         }
         match attach::attach_large_slots(ebpf) {
             Ok(()) => self.seen_since = Some(clock::now()),
-            Err(error) => tracing::warn!(
-                "dirty logs of memory beyond {} GiB are not counted: {}",
-                self.run_pages >> 18,
-                chain(&error)
-            ),
+            Err(error) => {
+                self.warning = Some(format!(
+                    "dirty logs of memory slots beyond {} GiB are not counted: {}",
+                    self.run_pages >> 18,
+                    chain(&error)
+                ));
+            }
         }
     }
 }

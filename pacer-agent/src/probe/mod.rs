@@ -17,15 +17,18 @@ mod counters;
 mod devices;
 mod error;
 mod event;
+mod file_hooks;
 mod hooks;
 mod kernel;
 mod large_slots;
 mod object;
-mod open_files;
+pub mod open_files;
 mod options;
 mod process;
 mod rest;
+mod room;
 mod sockets;
+mod stores;
 mod totals;
 mod tracepoint_format;
 mod tracepoints;
@@ -46,9 +49,11 @@ use tokio::io::unix::AsyncFd;
 
 use crate::pacing::time::Time;
 use activity::DeviceId;
-use backend_names::NameReader;
+use file_hooks::FileHooks;
 use kernel::Kernel;
 use large_slots::{Handled, LargeSlots};
+use open_files::Image;
+use room::Room;
 use tracepoints::Tracepoints;
 
 pub use activity::Activity;
@@ -74,6 +79,9 @@ pub struct Probe {
     /// What of this kernel can be read.
     kernel: Kernel,
     tracepoints: Tracepoints,
+    /// What is attached once the process has opened what it is for. `None`
+    /// while the process is not known.
+    file_hooks: Option<FileHooks>,
     /// Whether the programs that watch block devices are attached.
     block_attached: bool,
     /// Taken from the ring, not drained yet, with the process each is of.
@@ -88,12 +96,12 @@ pub struct Probe {
     /// before a dirty log is kept: until then it would cost and tell nothing.
     copies_tried: bool,
     state_uprobe: bool,
-    backend_names: NameReader,
     /// What watches the stores of a guest under TCG; empty while nothing does.
     stores: Vec<UProbeLink>,
     /// How often that was begun.
     stores_begun: u32,
     large: LargeSlots,
+    room: Room,
     /// The process registered slots before the attach.
     late: bool,
 }
@@ -157,6 +165,7 @@ impl Probe {
             tgid: None,
             kernel,
             tracepoints,
+            file_hooks: None,
             block_attached: false,
             pending: VecDeque::new(),
             waiter: None,
@@ -164,10 +173,10 @@ impl Probe {
             warnings: Vec::new(),
             copies_tried: false,
             state_uprobe: false,
-            backend_names: NameReader::default(),
             stores: Vec::new(),
             stores_begun: 0,
             large: LargeSlots::new(options),
+            room: Room::default(),
             late: false,
         })
     }
@@ -184,9 +193,29 @@ impl Probe {
         self.tgid = Some(tgid);
         self.warnings = attached.warnings;
         self.state_uprobe = attached.state_uprobe;
-        self.backend_names = attached.backend_names;
         self.large.observe(&mut self.ebpf, tgid);
+        self.warnings.extend(self.large.take_warning());
+        self.file_hooks = Some(FileHooks::of(tgid)?);
+        if let Err(error) = self.look_at_files() {
+            // What is not attached for it is a warning by now.
+            tracing::debug!(%error, "the open files are not known");
+        }
         Ok(())
+    }
+
+    /// The files that are open now and may be images. What is worth attaching
+    /// only for a file of some kind is attached when one is seen here for the
+    /// first time. Reads `/proc`: for a tick.
+    ///
+    /// # Errors
+    ///
+    /// No process is observed yet; its files may not be looked at (a warning,
+    /// too), or it has ended.
+    pub fn look_at_files(&mut self) -> io::Result<Vec<Image>> {
+        let Some(file_hooks) = &mut self.file_hooks else {
+            return Err(io::Error::other(ProbeError::NotObserving));
+        };
+        file_hooks.look(&mut self.ebpf, &mut self.warnings)
     }
 
     /// Everything that happened since the last call, oldest first. Never blocks.
@@ -238,10 +267,13 @@ impl Probe {
     /// How many events there were, how many were lost, and what the programs
     /// cost, all since the attach.
     pub fn counters(&mut self) -> ProbeCounters {
-        ProbeCounters {
+        let counters = ProbeCounters {
             overtaken_logs: self.large.overtaken_logs(),
             ..counters::read(&self.ebpf, self.stats.is_some())
-        }
+        };
+        let told = self.room.check(&self.ebpf, self.tgid, counters.map_full);
+        self.warnings.extend(told);
+        counters
     }
 
     /// What each program cost since the attach, and the memory that is held.
@@ -255,7 +287,7 @@ impl Probe {
     /// not for every event.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        totals::read(&self.ebpf, &self.backend_names)
+        totals::read(&self.ebpf, self.file_hooks.as_ref())
     }
 
     /// Watches exactly these block devices of this host from now on, whoever uses
@@ -311,6 +343,7 @@ impl Probe {
         }
         if on {
             let tgid = self.tgid.ok_or(ProbeError::NotObserving)?;
+            stores::clear(&mut self.ebpf)?;
             self.stores = attach::attach_stores(&mut self.ebpf, tgid)?;
             self.stores_begun += 1;
             return attach::set_stores_watched(&mut self.ebpf, self.stores_begun);
@@ -331,7 +364,9 @@ impl Probe {
                 self.warnings.push(LATE.to_owned());
             }
         }
-        match self.large.handle(&mut self.ebpf, event) {
+        let handled = self.large.handle(&mut self.ebpf, event);
+        self.warnings.extend(self.large.take_warning());
+        match handled {
             Handled::Kept => {}
             Handled::Not => self.pending.extend(Event::from_raw(event)),
             Handled::Counted { parts, log } => {

@@ -14,6 +14,9 @@ use super::ProbeError;
 /// The inode of the initial PID namespace: `PROC_PID_INIT_INO`.
 const INITIAL_NAMESPACE: u64 = 0xefff_fffc;
 
+/// Pieces for memory that is plugged later, at least: 64 GiB, in 2 MiB.
+const LATER_PIECES: u64 = 512;
+
 /// The thread group (process) that `pid` belongs to.
 pub(super) fn thread_group(pid: u32) -> Result<u32, ProbeError> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
@@ -44,14 +47,18 @@ pub(super) fn device_pieces(pid: Option<u32>) -> u32 {
         .map_or(DEFAULT_PIECES, |maps| pieces_for(&maps))
 }
 
-/// For the mappings of at least a piece; smaller slots have a piece each.
+/// For the mappings of at least a piece; smaller slots have a piece each. As
+/// much again is for memory that is plugged later, and at least 64 GiB.
 fn pieces_for(maps: &str) -> u32 {
     let large: u64 = maps
         .lines()
         .filter_map(mapping_bytes)
         .map(|bytes| bytes / (PIECE_PAGES << PAGE_SHIFT))
         .sum();
-    let pieces = large.saturating_add(u64::from(MAX_RANGES));
+    let later = large.max(LATER_PIECES);
+    let pieces = large
+        .saturating_add(later)
+        .saturating_add(u64::from(MAX_RANGES));
     u32::try_from(pieces).map_or(MAX_PIECES, |pieces| pieces.min(MAX_PIECES))
 }
 
@@ -81,8 +88,10 @@ mod tests {
     fn large_mappings_get_pieces() {
         let maps = "7f0000000000-7f0040000000 rw-p 00000000 00:00 0 \n\
                     7f1000000000-7f1000021000 rw-p 00000000 00:00 0 [heap]\n";
-        assert_eq!(pieces_for(maps), 8 + MAX_RANGES);
-        assert_eq!(pieces_for("nonsense\n"), MAX_RANGES);
+        assert_eq!(pieces_for(maps), 8 + 512 + MAX_RANGES);
+        assert_eq!(pieces_for("nonsense\n"), 512 + MAX_RANGES);
+        let large = "0-4000000000 rw-p\n";
+        assert_eq!(pieces_for(large), 2048 + 2048 + MAX_RANGES);
         let huge = "0-ffffffffffffffff rw-p\n0-ffffffffffffffff rw-p\n";
         assert_eq!(pieces_for(huge), MAX_PIECES);
     }

@@ -8,7 +8,9 @@
 //!   owner's [`DirtyWindows::flush`].
 //! - It becomes a sample if it tells of nine tenths of the logged pages. If not,
 //!   it was a session's first, or no synchronisation at all (the display reads
-//!   the log of its own slot), and is dropped.
+//!   the log of its own slot), and is dropped. So is one over less than half of
+//!   the guest's memory: of its RAM where that is known, else of all slots that
+//!   are known.
 //! - The first log of a slot's logging session says nothing (every page is set)
 //!   and is skipped; a session begins when the slot is registered with logging.
 //! - A page's window is the time since the part of the log it lies in was last
@@ -74,14 +76,16 @@ pub struct PartWindow {
 pub struct DirtyWindows {
     /// The slots whose pages are logged.
     slots: BTreeMap<u32, Slot>,
+    /// Pages of every slot that is known, logged or not.
+    sizes: BTreeMap<u32, u64>,
     /// Parts of the log that is told of next, and of which slot.
     parts: (u32, Vec<PartCounts>),
     burst: Burst,
     rings: Rings,
     /// Whether this kernel clears logs apart from reading them.
     clears_apart: bool,
-    /// Fewest pages that a burst over the whole guest can cover.
-    min_pages: u64,
+    /// Pages of the guest's RAM, where its owner knows.
+    ram_pages: Option<u64>,
     pages_at_last_sync: Option<u64>,
     growth: Vec<PartWindow>,
     /// When the stores of a guest under TCG were last counted, and in which time
@@ -100,9 +104,9 @@ impl DirtyWindows {
 
     /// Tells how much RAM the guest has, in bytes. From then on bursts over
     /// less than half of it are no samples: with a display, QEMU logs the
-    /// frame buffer's slot alone.
+    /// frame buffer's slot alone. (Slots may be of other memory too.)
     pub const fn expect_ram(&mut self, total_bytes: u64) {
-        self.min_pages = total_bytes / PAGE_BYTES / 2;
+        self.ram_pages = Some(total_bytes / PAGE_BYTES);
     }
 
     /// Takes the next event, in the order of the probe. Returns a sample if it
@@ -135,6 +139,7 @@ impl DirtyWindows {
                     .entry(slot)
                     .or_insert_with(|| Slot::new(total_pages, inferred));
                 slot_state.grow(total_pages);
+                self.sizes.insert(slot, slot_state.pages);
                 self.on_log(slot, log, event.at)
             }
             EventKind::LogUnread { slot } => {
@@ -228,6 +233,11 @@ impl DirtyWindows {
         // Logging begins or ends with the migration: if that one failed, the
         // guest runs again, and no event says so.
         self.stopped_at = None;
+        if pages > 0 {
+            self.sizes.insert(slot, pages);
+        } else {
+            self.sizes.remove(&slot);
+        }
         if logging && pages > 0 {
             self.slots.insert(slot, Slot::new(pages, false));
         } else {
@@ -235,17 +245,15 @@ impl DirtyWindows {
         }
     }
 
-    fn on_clear(&mut self, slot: u32, first_page: u64, pages: u64, at: Time) {
+    fn on_clear(&mut self, id: u32, first_page: u64, pages: u64, at: Time) {
         self.clears_apart = true;
         // Of a slot that was registered before the probe came nothing is known
         // but what is cleared.
         let end = first_page.saturating_add(pages);
-        let slot = self
-            .slots
-            .entry(slot)
-            .or_insert_with(|| Slot::new(end, true));
+        let slot = self.slots.entry(id).or_insert_with(|| Slot::new(end, true));
         slot.grow(end);
         slot.clear(first_page, pages, at);
+        self.sizes.insert(id, slot.pages);
     }
 
     fn on_part(&mut self, slot: u32, part: PartCounts) {
@@ -302,13 +310,25 @@ impl DirtyWindows {
         }))
     }
 
+    /// Whether it can be a sync, as far as the slots tell. Of a slot that was
+    /// registered before the probe came, a log that said nothing was read too.
+    fn is_sync(&self, burst: &Burst) -> bool {
+        let known: u64 = self.sizes.values().sum();
+        let read: u64 = burst
+            .seen
+            .iter()
+            .filter_map(|slot| self.sizes.get(slot))
+            .sum();
+        self.ram_pages.is_some() && !burst.inferred || read >= known / 2
+    }
+
     fn end_burst(&mut self) -> Option<Sample> {
         let burst = std::mem::take(&mut self.burst);
         let logged: u64 = self.slots.values().map(|slot| slot.pages).sum();
         let whole = burst.told_pages.saturating_mul(100) >= logged.saturating_mul(WHOLE_PERCENT)
-            && burst.told_pages >= self.min_pages;
+            && burst.told_pages >= self.ram_pages.unwrap_or(0) / 2;
         let window = burst.spans.mean()?;
-        if !(whole || burst.inferred) || window.is_zero() {
+        if !(whole || burst.inferred) || !self.is_sync(&burst) || window.is_zero() {
             return None;
         }
         self.growth = burst.parts;
@@ -512,6 +532,63 @@ mod tests {
         assert_eq!(windows.pages_dirty_at_last_sync(), None);
     }
 
+    /// A slot whose pages are not logged.
+    fn register_unlogged(slot: u32, pages: u64) -> EventKind {
+        EventKind::SlotRegistered {
+            slot,
+            pages,
+            user_address: 0,
+            logging: false,
+        }
+    }
+
+    #[test]
+    fn the_display_alone_is_no_sync_where_nobody_says_how_much_ram_there_is() {
+        let mut windows = DirtyWindows::new();
+        let script = [
+            (0, register_unlogged(0, 1000)),
+            (0, register_unlogged(1, 500)),
+            (0, register(9, 100)),
+            (0, log(9, 100, 100)),
+            (1, clear(9, 0, 100)),
+            (31, log(9, 3, 100)),
+            (32, clear(9, 0, 100)),
+            // The guest's memory was unplugged but for a little.
+            (40, register_unlogged(0, 0)),
+            (40, register_unlogged(1, 50)),
+            (62, log(9, 4, 100)),
+        ];
+        check(&mut windows, &script, &[sample(30, 4)]);
+    }
+
+    #[test]
+    fn a_late_probe_takes_no_display_for_a_sync_once_it_knows_of_more() {
+        let mut windows = DirtyWindows::new();
+        let late = |slot, dirty_pages, total_pages| EventKind::DirtyLog {
+            slot,
+            dirty_pages,
+            device_pages: 0,
+            total_pages,
+            inferred: true,
+        };
+        let script = [
+            (0, clear(0, 0, 1000)),
+            (0, clear(9, 0, 100)),
+            (40, late(9, 3, 100)),
+            (41, clear(9, 0, 100)),
+            // Its parts do not add up: nothing is told of it.
+            (100, EventKind::LogUnread { slot: 0 }),
+            (100, late(9, 4, 100)),
+        ];
+        let expected = DirtyWindow {
+            window: Duration::from_millis(59),
+            pages: 4,
+            device_pages: 0,
+            origin: Origin::DirtyLogPart,
+        };
+        check(&mut windows, &script, &[Some(Sample::Dirty(expected))]);
+    }
+
     #[test]
     fn a_lost_log_of_a_small_slot_does_not_lose_the_sync() {
         let mut windows = DirtyWindows::new();
@@ -534,17 +611,11 @@ mod tests {
     #[test]
     fn a_new_session_starts_over() {
         let mut windows = DirtyWindows::new();
-        let off = EventKind::SlotRegistered {
-            slot: 0,
-            pages: 1000,
-            user_address: 0,
-            logging: false,
-        };
         let script = [
             (0, register(0, 1000)),
             (0, log(0, 1000, 1000)),
             (0, clear(0, 0, 1000)),
-            (10, off),
+            (10, register_unlogged(0, 1000)),
             (20, register(0, 1000)),
             (21, log(0, 1000, 1000)),
             (22, clear(0, 0, 1000)),

@@ -8,7 +8,7 @@ use pacer_agent::probe::activity::DeviceReads;
 use pacer_agent::probe::{EventKind, Probe};
 
 use super::processor::{FIRST_PAGE, Processor, WRITTEN_PAGES};
-use super::{LOG_DIRTY_PAGES, PAGE_BYTES, PAGES, Vm, vm};
+use super::{LOG_DIRTY_PAGES, PAGE_BYTES, PAGES, Vm, vm, vm_of};
 use crate::{alone, attach};
 
 const SLOT: u64 = 4;
@@ -121,6 +121,36 @@ fn pages_that_vcpus_wrote_too_are_theirs() {
     assert_eq!(log(&mut vm, &mut probe), (WRITTEN_PAGES, 8));
     // What was read is gone, what was written stays until it is cleared.
     assert_eq!(log(&mut vm, &mut probe), (WRITTEN_PAGES, 0));
+}
+
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn memory_that_is_plugged_later_has_room_and_too_much_is_told() {
+    /// 32 GiB.
+    const PLUGGED_PAGES: u64 = 1 << 23;
+    let _alone = alone();
+    let mut probe = attach();
+    let Some(mut vm) = vm_of(PLUGGED_PAGES) else {
+        return;
+    };
+    vm.register(SLOT, LOG_DIRTY_PAGES, 0, PLUGGED_PAGES);
+    assert_eq!(log(&mut vm, &mut probe), (PLUGGED_PAGES, 0));
+    vm.clear_log(SLOT, 0, PLUGGED_PAGES);
+    read(&vm, &disk(), &[(99 * PAGE, 3 * PAGE)]);
+    assert_eq!(log(&mut vm, &mut probe), (0, 3));
+    assert_eq!(probe.counters().map_full, 0);
+    let plugged = |probe: &Probe| {
+        let warnings = probe.warnings().iter();
+        warnings.filter(|text| text.contains("plugged")).count()
+    };
+    assert_eq!(plugged(&probe), 0, "{:?}", probe.warnings());
+    // Three times as much, twice.
+    for slot in [SLOT + 1, SLOT + 2] {
+        let address = (slot - SLOT) * 3 * PLUGGED_PAGES * PAGE;
+        vm.register(slot, LOG_DIRTY_PAGES, address, 3 * PLUGGED_PAGES);
+        assert_eq!(probe.counters().map_full, slot - SLOT);
+        assert_eq!(plugged(&probe), 1, "{:?}", probe.warnings());
+    }
 }
 
 #[test]
