@@ -25,7 +25,9 @@ pub struct Synthetic {
     pub ram_bytes: u64,
     /// How often its dirty logs are read.
     pub syncs: u64,
-    /// Draws the offsets.
+    /// How many in a hundred pages each log has.
+    pub dirty_percent: u64,
+    /// Draws the offsets and the dirty pages.
     pub seed: u64,
 }
 
@@ -52,7 +54,8 @@ pub struct SyntheticProcess {
 }
 
 impl Synthetic {
-    /// Starts `program`; it waits, so that a probe can be attached.
+    /// Starts `program`; its disk is open and its memory mapped,
+    /// then it waits, so that a probe can be attached.
     ///
     /// # Errors
     /// It cannot be started.
@@ -68,6 +71,7 @@ impl Synthetic {
             self.writes,
             self.ram_bytes,
             self.syncs,
+            self.dirty_percent,
             self.seed,
         ];
         let mut command = Command::new(program);

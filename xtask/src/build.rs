@@ -30,7 +30,7 @@ pub(crate) fn build() -> Result<Built> {
 
 /// Builds the Linux guest's program, statically linked, where the tests look
 /// for it.
-pub(crate) fn build_guest() -> Result<()> {
+pub(crate) fn build_guest() -> Result<PathBuf> {
     let mut command = cargo(["build", "--release", "--package", "pacer-tests"]);
     command.args([
         "--bin",
@@ -39,10 +39,10 @@ pub(crate) fn build_guest() -> Result<()> {
         "x86_64-unknown-linux-gnu",
     ]);
     // Apart: other flags than the rest, and nothing is built twice for it.
-    command
-        .arg("--target-dir")
-        .arg(workspace_root().join("target/guest"));
-    run(command.env("RUSTFLAGS", "-C target-feature=+crt-static"))
+    let target = workspace_root().join("target/guest");
+    command.arg("--target-dir").arg(&target);
+    run(command.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    Ok(target.join("x86_64-unknown-linux-gnu/release/pacer-guest"))
 }
 
 /// Builds `pacer-synthetic`, which benchmarks watch.

@@ -42,6 +42,29 @@ pub(crate) fn test() -> Result<ExitCode> {
     })
 }
 
+/// The end-to-end tests in which versions of QEMU differ: its migration and the
+/// handover (where each agent dies at one point), its logs, its functions under
+/// uprobes. Everything else runs on the system's QEMU alone.
+const PER_VERSION: [&str; 17] = [
+    "a_bare_guest_arrives_whole_and_goes_on",
+    "a_bare_guest_moves_to_a_newer_qemu",
+    "a_guest_arrives_at_its_deadline",
+    "a_linux_guest_arrives_with_its_disk",
+    "a_migration_without_a_return_path",
+    "ctrl_c_leaves_the_guest_at_the_source",
+    "the_sources_agent_may_die_in_the_handover",
+    "the_destinations_agent_may_die_in_the_handover",
+    "dirty_pages_are_those_the_guest_wrote",
+    "pages_that_devices_write_are_counted_too",
+    "disk_writes_are_those_qemu_counts",
+    "windows_that_qemu_measures",
+    "without_a_log_qemu_samples_pages",
+    "pages_that_a_tcg_guest_writes",
+    "what_a_kvm_guest_reads_from_its_disk",
+    "a_migration_hands_over_what_arrives",
+    "without_bpf_rights_the_migration_goes_on",
+];
+
 struct TestRun {
     cargo: Vec<&'static str>,
     qemu: QemuVersion,
@@ -75,7 +98,7 @@ fn runs() -> Vec<TestRun> {
     }
     match QemuInstall::find(QemuVersion::V7_2) {
         Ok(_) => runs.push(TestRun {
-            cargo: end_to_end,
+            cargo: [&end_to_end[..], &PER_VERSION].concat(),
             qemu: QemuVersion::V7_2,
         }),
         Err(error) => eprintln!("skipped: the end-to-end tests on QEMU 7.2: {error:#}"),
@@ -127,6 +150,19 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_that_are_named_are_there() -> Result<()> {
+        let folder = crate::shell::workspace_root().join("tests/tests");
+        let mut text = String::new();
+        for entry in std::fs::read_dir(folder)? {
+            text += &std::fs::read_to_string(entry?.path())?;
+        }
+        for name in PER_VERSION {
+            assert!(text.contains(&format!("\nfn {name}")), "{name}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn results_are_counted() {

@@ -7,6 +7,7 @@ mod record;
 mod statistics;
 mod target;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -86,6 +87,32 @@ impl Plan {
     fn repeats(&self, full: u32, quick: u32) -> u32 {
         self.runs.unwrap_or(if self.quick { quick } else { full })
     }
+
+    /// Nobody said that it is to be short.
+    const fn is_full(&self) -> bool {
+        self.runs.is_none() && !self.quick
+    }
+
+    /// The file of its runs. Other parts or repetitions of the same benchmark
+    /// have another: whichever ends first must not end the others.
+    fn file_name(&self, name: &str) -> String {
+        let mut text = format!("{name}-{}", self.seed);
+        if self.quick {
+            text += "-quick";
+        }
+        if let Some(runs) = self.runs {
+            let _ = write!(text, "-{runs}-runs");
+        }
+        for row in &self.rows {
+            let plain = |letter: char| match letter.is_ascii_alphanumeric() {
+                true => letter,
+                false => '_',
+            };
+            let row: String = row.chars().map(plain).collect();
+            let _ = write!(text, "-{row}");
+        }
+        text + ".jsonl"
+    }
 }
 
 /// Runs what is asked for. The exit code says whether it ran, not what it
@@ -111,7 +138,7 @@ pub(crate) fn bench(arguments: &Bench) -> Result<ExitCode> {
 fn probe_bench(arguments: &Bench) -> Result<()> {
     setup::setup(setup::Scope::All, false)?;
     let pacer = build::build()?.pacer;
-    build::build_guest()?;
+    let guest = build::build_guest()?;
     let synthetic = build::build_synthetic()?;
     let machine = Machine::read()?;
     let plan = Plan {
@@ -122,7 +149,9 @@ fn probe_bench(arguments: &Bench) -> Result<()> {
         pacer,
         synthetic,
     };
-    let mut records = records("probe", &plan)?;
+    let programs = [&plan.pacer, &guest, &plan.synthetic];
+    let identity = Identity::of_this_build(&programs, machine.versions())?;
+    let mut records = records("probe", &plan, identity)?;
     let targets = probe::run(&plan, &mut records)?;
     records.finish()?;
     let result = Outcome {
@@ -140,11 +169,11 @@ fn probe_bench(arguments: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn records(name: &str, plan: &Plan) -> Result<Records> {
-    let quick = if plan.quick { "-quick" } else { "" };
-    let file = format!("{name}-{}{quick}.jsonl", plan.seed);
-    let path = workspace_root().join("target/bench").join(file);
-    let records = Records::open(&path, Identity::of_this_build(&plan.pacer)?)?;
+fn records(name: &str, plan: &Plan, identity: Identity) -> Result<Records> {
+    let path = workspace_root()
+        .join("target/bench")
+        .join(plan.file_name(name));
+    let records = Records::open(&path, identity)?;
     if records.kept() > 0 {
         let path = records.path().display();
         eprintln!(
@@ -181,5 +210,30 @@ impl Outcome<'_> {
         print!("{}", target::table(self.targets));
         let path = self.records.path().display();
         println!("{} runs in {path}", self.records.runs().len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_name(quick: bool, runs: Option<u32>, rows: &[&str]) -> String {
+        let plan = Plan {
+            seed: 7,
+            quick,
+            runs,
+            rows: rows.iter().copied().map(str::to_owned).collect(),
+            pacer: PathBuf::new(),
+            synthetic: PathBuf::new(),
+        };
+        plan.file_name("probe")
+    }
+
+    #[test]
+    fn a_part_of_a_benchmark_has_its_own_file() {
+        assert_eq!(file_name(false, None, &[]), "probe-7.jsonl");
+        assert_eq!(file_name(true, Some(2), &[]), "probe-7-quick-2-runs.jsonl");
+        let rows = ["against", "≤ 2/x"];
+        assert_eq!(file_name(false, None, &rows), "probe-7-against-__2_x.jsonl");
     }
 }

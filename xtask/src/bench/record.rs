@@ -19,25 +19,33 @@ pub(super) struct Identity {
     commit: String,
     /// A hash of the programs that were measured and that measured.
     programs: String,
+    /// Of what they ran on and with.
+    versions: String,
 }
 
 impl Identity {
-    pub(super) fn of_this_build(pacer: &Path) -> Result<Self> {
+    /// `programs` were built for it, besides our own.
+    pub(super) fn of_this_build(programs: &[&PathBuf], versions: String) -> Result<Self> {
         let commit = output("git", &["rev-parse", "--short=12", "HEAD"]);
         let own = std::env::current_exe()?;
         let mut hash = Fnv::new();
-        for program in [pacer, &own] {
+        for program in programs.iter().copied().chain([&own]) {
             let content = fs::read(program).with_context(|| program.display().to_string())?;
             hash.add(&content);
         }
         Ok(Self {
             commit: commit.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned()),
             programs: format!("{:016x}", hash.0),
+            versions,
         })
     }
 
     fn to_json(&self) -> Value {
-        json!({"commit": self.commit, "programs": self.programs})
+        json!({
+            "commit": self.commit,
+            "programs": self.programs,
+            "versions": self.versions,
+        })
     }
 }
 
@@ -206,6 +214,7 @@ mod tests {
         Identity {
             commit: commit.to_owned(),
             programs: "x".to_owned(),
+            versions: "QEMU 10".to_owned(),
         }
     }
 

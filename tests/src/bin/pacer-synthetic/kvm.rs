@@ -1,5 +1,5 @@
 //! A virtual machine with memory, which nothing backs, and no processor: its
-//! dirty log begins with every page set.
+//! dirty log begins with every page set, and loses those that are cleared.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -59,19 +59,31 @@ impl Machine {
             slots: u32::try_from(bytes / slot_bytes)?,
             bitmap: vec![0; usize::try_from(slot_pages.div_ceil(64))?],
         };
-        for logging in [false, true] {
-            for slot in 0..u64::from(machine.slots) {
-                let flags = if logging { LOG_DIRTY_PAGES } else { 0 };
-                let offset = slot * slot_bytes;
-                let address = machine.memory as u64 + offset;
-                // Slot and flags are two 32-bit fields side by side.
-                let mut region = [slot | flags << 32, offset, slot_bytes, address];
-                machine
-                    .ioctl(SET_USER_MEMORY_REGION, &mut region)
-                    .with_context(|| format!("a slot of {slot_bytes} bytes"))?;
-            }
-        }
+        machine.register(0)?;
         Ok(machine)
+    }
+
+    /// From now on dirty pages are logged, as when QEMU begins to migrate or to
+    /// measure. `percent` of the pages, anywhere, stay dirty for good.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub(crate) fn log(&mut self, percent: u64, random: &mut fastrand::Rng) -> Result<()> {
+        self.register(LOG_DIRTY_PAGES)?;
+        self.clear_each_part(|| clean_bits(percent, random))
+    }
+
+    fn register(&self, flags: u64) -> Result<()> {
+        let slot_bytes = self.slot_pages * PAGE_BYTES;
+        for slot in 0..u64::from(self.slots) {
+            let offset = slot * slot_bytes;
+            let address = self.memory as u64 + offset;
+            // Slot and flags are two 32-bit fields side by side.
+            let mut region = [slot | flags << 32, offset, slot_bytes, address];
+            self.ioctl(SET_USER_MEMORY_REGION, &mut region)
+                .with_context(|| format!("a slot of {slot_bytes} bytes"))?;
+        }
+        Ok(())
     }
 
     /// How many slots the memory is in.
@@ -79,30 +91,58 @@ impl Machine {
         self.slots
     }
 
-    /// Reads the log of every slot and clears one part of each, anywhere.
+    /// Reads the log of every slot. It stays where it is, as QEMU's does, until
+    /// it is read again.
     ///
     /// # Errors
     /// KVM's.
-    pub(crate) fn sync(&mut self, random: &mut fastrand::Rng) -> Result<()> {
+    pub(crate) fn read_log(&mut self) -> Result<()> {
         for slot in 0..u64::from(self.slots) {
             let mut log = [slot, self.bitmap.as_mut_ptr() as u64];
             self.ioctl(GET_DIRTY_LOG, &mut log)
                 .context("KVM_GET_DIRTY_LOG")?;
         }
-        self.bitmap.fill(u64::MAX);
+        Ok(())
+    }
+
+    /// Makes the calls that clear the log, but clears nothing: the next log is
+    /// the same.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub(crate) fn clear_nothing(&self) -> Result<()> {
+        self.clear_each_part(|| 0)
+    }
+
+    /// Clears the pages that `bits` gives, word by word.
+    fn clear_each_part(&self, mut bits: impl FnMut() -> u64) -> Result<()> {
+        let mut bitmap = vec![0_u64; usize::try_from(CLEARED_PAGES / 64)?];
         for slot in 0..u64::from(self.slots) {
-            let parts = self.slot_pages / CLEARED_PAGES;
-            let first_page = random.u64(..parts) * CLEARED_PAGES;
-            let bitmap = self.bitmap.as_mut_ptr() as u64;
-            let mut clear = [slot | CLEARED_PAGES << 32, first_page, bitmap];
-            self.ioctl(CLEAR_DIRTY_LOG, &mut clear)
-                .context("KVM_CLEAR_DIRTY_LOG")?;
+            for part in 0..self.slot_pages / CLEARED_PAGES {
+                bitmap.fill_with(&mut bits);
+                let first_page = part * CLEARED_PAGES;
+                let address = bitmap.as_ptr() as u64;
+                let mut clear = [slot | CLEARED_PAGES << 32, first_page, address];
+                self.ioctl(CLEAR_DIRTY_LOG, &mut clear)
+                    .context("KVM_CLEAR_DIRTY_LOG")?;
+            }
         }
         Ok(())
     }
 
     fn ioctl<T>(&self, request: u64, argument: &mut T) -> io::Result<()> {
         ioctl(&self.vm, request, argument)
+    }
+}
+
+/// A word of pages of which about `100 - percent` in a hundred are set.
+fn clean_bits(percent: u64, random: &mut fastrand::Rng) -> u64 {
+    match percent {
+        0 => u64::MAX,
+        100.. => 0,
+        _ => (0..64).fold(0, |bits, bit| {
+            bits | u64::from(random.u64(..100) >= percent) << bit
+        }),
     }
 }
 

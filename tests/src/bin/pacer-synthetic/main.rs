@@ -3,7 +3,8 @@
 //! guest, and next to no memory or disk is used.
 //!
 //! Arguments: a folder (for the disk), the disk's bytes, writes, guest memory's
-//! bytes, syncs, seed. It says `ready`, waits for a line, does it, says as JSON
+//! bytes, syncs, how many in a hundred pages are dirty, seed. It opens the disk
+//! and maps the memory, says `ready`, waits for a line, does it, says as JSON
 //! what it did, and waits for the end of its input.
 
 mod disk;
@@ -16,8 +17,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-/// Syncs are this far apart, as those of a migration are.
-const SYNC_INTERVAL: Duration = Duration::from_millis(30);
+/// From a log to the next. That of 1 TiB is not read more often by QEMU, which
+/// goes through it in between.
+const SYNC_INTERVAL: Duration = Duration::from_millis(100);
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -30,28 +32,31 @@ fn main() -> Result<()> {
     let writes = next("writes")?;
     let ram_bytes = next("guest memory's bytes")?;
     let syncs = next("syncs")?;
+    let dirty_percent = next("how many in a hundred pages are dirty")?;
     let mut random = fastrand::Rng::with_seed(next("seed")?);
 
+    let disk = disk::Disk::create(&folder, disk_bytes)?;
+    // As QEMU has its memory before anybody looks on.
+    let machine = (syncs > 0).then(|| kvm::Machine::new(ram_bytes));
+    let mut machine = machine.transpose()?;
     let mut input = io::stdin().lock().lines();
     say("ready")?;
     input.next().context("no line")??;
-    let disk = disk::Disk::create(&folder, disk_bytes)?;
     disk.write(writes, &mut random)?;
-    let machine = (syncs > 0).then(|| kvm::Machine::new(ram_bytes));
-    let mut slots = 0;
-    if let Some(machine) = machine {
-        let mut machine = machine?;
-        slots = machine.slots();
-        for _ in 0..syncs {
-            machine.sync(&mut random)?;
+    if let Some(machine) = &mut machine {
+        machine.log(dirty_percent, &mut random)?;
+        // The first log after that says nothing: every page was dirty.
+        for _ in 0..=syncs {
+            machine.read_log()?;
             std::thread::sleep(SYNC_INTERVAL);
+            machine.clear_nothing()?;
         }
     }
     let done = json!({
         "writes": writes,
         "written_bytes": writes * disk::WRITE_BYTES,
         "syncs": syncs,
-        "slots": slots,
+        "slots": machine.as_ref().map_or(0, kvm::Machine::slots),
     });
     say(&done.to_string())?;
     while input.next().transpose()?.is_some() {}

@@ -67,12 +67,13 @@ fn lost(guest: &BusyGuest, version: QemuVersion) -> Result<Value> {
         QemuVersion::System => &[50, 100, 200, 500],
         QemuVersion::V7_2 => &[1000],
     };
-    let (before, _) = guest.speed(|| pause(ALONE))?;
-    let (with, seconds) = guest.speed(|| {
+    let before = guest.during(|| pause(ALONE))?.per_second();
+    let done = guest.during(|| {
         let mut windows = windows.iter();
         windows.try_for_each(|&milliseconds| measure_once(guest.vm(), version, milliseconds))
     })?;
-    let (after, _) = guest.speed(|| pause(ALONE))?;
+    let after = guest.during(|| pause(ALONE))?.per_second();
+    let (with, seconds) = (done.per_second(), done.seconds);
     let without = f64::midpoint(before, after);
     Ok(json!({
         "before": before,
@@ -83,7 +84,8 @@ fn lost(guest: &BusyGuest, version: QemuVersion) -> Result<Value> {
     }))
 }
 
-fn measure_once(vm: &Vm, version: QemuVersion, milliseconds: u32) -> Result<()> {
+/// One measurement of QEMU's, until it is done.
+pub(super) fn measure_once(vm: &Vm, version: QemuVersion, milliseconds: u32) -> Result<()> {
     let arguments = match version {
         QemuVersion::System => json!({
             "mode": "dirty-bitmap", "calc-time": milliseconds, "calc-time-unit": "millisecond",

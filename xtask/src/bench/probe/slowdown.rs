@@ -4,22 +4,21 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use pacer_tests::bpftrace::Bpftrace;
-use pacer_tests::observe::{ObserveOptions, Observer};
-use pacer_tests::process::pause;
+use pacer_tests::observe::{ObserveOptions, Observed, Observer};
 use pacer_tests::qemu::{Accel, QemuVersion};
 use serde_json::{Value, json};
 
-use super::busy::{BusyGuest, Load};
+use super::busy::{BusyGuest, Done, Load, SYNCS, WINDOW};
 use super::{Bencher, against, errors, measuring};
+use crate::bench::statistics::{median_interval95, quantile};
 use crate::bench::target::{Limit, Part};
 
-/// How long one window counts.
-const WINDOW: Duration = Duration::from_secs(1);
-/// From an attach or a detach until the window begins.
-const SETTLE: Duration = Duration::from_millis(200);
 const LIMIT_PERCENT: f64 = 1.0;
+/// Pairs go on until the median is known within this, or there are so many.
+const INTERVAL_PERCENT: f64 = 1.0;
+const MOST_RUNS: u32 = 60;
 
 /// Who looks on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,10 +32,12 @@ pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
         return Ok(vec![Part::missing("a guest at full speed", "no KVM")]);
     }
     let mut parts = Vec::new();
-    for load in [Load::Disk, Load::Memory] {
+    for load in [Load::Disk, Load::LoggedMemory, Load::Memory] {
         let runs = pairs(bencher, load)?;
         let what = format!("with pacer attached, {}", load.name());
         parts.push(part(&runs, what, Watcher::Pacer).limit(Limit::AtMost(LIMIT_PERCENT)));
+        parts.push(speed(&runs, load));
+        parts.push(spread(&runs, load));
         bencher.against_bpftrace.push(difference(&runs, load));
     }
     parts.extend(measuring::measure(bencher)?);
@@ -62,7 +63,33 @@ fn difference(runs: &[Value], load: Load) -> Part {
         .zip(Bencher::figures(runs, Watcher::Bpftrace.key()))
         .map(|(pacer, bpftrace)| pacer - bpftrace)
         .collect();
-    Part::median(what, &less, "% of the guest's speed")
+    Part::median(what, &less, "% of the guest's speed").limit(Limit::Below(0.0))
+}
+
+/// How fast the guest is by itself.
+fn speed(runs: &[Value], load: Load) -> Part {
+    let what = format!("stated: the guest by itself, {}", load.name());
+    Part::median(what, &alone(runs), load.unit())
+}
+
+/// How steady it is by itself.
+fn spread(runs: &[Value], load: Load) -> Part {
+    let speeds = alone(runs);
+    let quartiles = [0.25, 0.5, 0.75].map(|q| quantile(&speeds, q));
+    let spread = match quartiles {
+        [Some(low), Some(middle), Some(high)] => vec![(high - low) / middle * 100.0],
+        _ => Vec::new(),
+    };
+    let what = format!(
+        "stated: interquartile range of its speed by itself, of its median, {}",
+        load.name()
+    );
+    Part::largest(what, &spread, "%")
+}
+
+/// The windows without anybody.
+fn alone(runs: &[Value]) -> Vec<f64> {
+    Bencher::figures(runs, "alone")
 }
 
 impl Watcher {
@@ -82,12 +109,20 @@ impl Watcher {
 }
 
 fn pairs(bencher: &mut Bencher<'_>, load: Load) -> Result<Vec<Value>> {
-    let repeats = bencher.plan.repeats(30, 4);
+    let repeats = bencher.plan.repeats(20, 4);
+    let most = if bencher.plan.is_full() {
+        MOST_RUNS
+    } else {
+        repeats
+    };
     let pacer = bencher.plan.pacer.clone();
     // One guest for all of them, started when the first is measured.
     let mut guest = None;
     let mut runs = Vec::new();
-    for index in 0..repeats {
+    for index in 0..most {
+        if index >= repeats && is_certain(&runs) {
+            break;
+        }
         let mut watchers = [Watcher::Pacer, Watcher::Bpftrace];
         bencher.rng(load.key(), index).shuffle(&mut watchers);
         let parameters = json!({
@@ -100,53 +135,83 @@ fn pairs(bencher: &mut Bencher<'_>, load: Load) -> Result<Vec<Value>> {
                 Some(guest) => guest,
                 none => none.insert(BusyGuest::start(load, QemuVersion::System)?),
             };
-            compare(guest, &pacer, watchers)
+            compare(guest, load, &pacer, watchers)
         })?);
     }
     Ok(runs)
 }
 
+/// Whether more runs would tell little more.
+fn is_certain(runs: &[Value]) -> bool {
+    let slowdowns = Bencher::figures(runs, Watcher::Pacer.key());
+    median_interval95(&slowdowns, 1).is_some_and(|[low, high]| high - low <= INTERVAL_PERCENT)
+}
+
 /// A window without, one with the first watcher, one without, one with the
 /// second, one without: each with is held against those beside it.
-fn compare(guest: &BusyGuest, pacer: &Path, watchers: [Watcher; 2]) -> Result<Value> {
+fn compare(guest: &BusyGuest, load: Load, pacer: &Path, watchers: [Watcher; 2]) -> Result<Value> {
     let mut figures = json!({});
-    let mut before = window(guest)?;
+    let mut before = guest.window()?.per_second();
+    figures["alone"] = json!(before);
     for watcher in watchers {
-        let with = watched(guest, pacer, watcher)?;
-        let after = window(guest)?;
+        let (with, seen) = match watcher {
+            Watcher::Pacer => observed(guest, load, pacer)?,
+            Watcher::Bpftrace => traced(guest)?,
+        };
+        let after = guest.window()?.per_second();
         let without = f64::midpoint(before, after);
         figures[watcher.key()] = json!((without / with - 1.0) * 100.0);
-        figures[watcher.name()] = json!({"before": before, "with": with, "after": after});
+        figures[watcher.name()] =
+            json!({"before": before, "with": with, "after": after, "seen": seen});
         before = after;
     }
     Ok(figures)
 }
 
-fn watched(guest: &BusyGuest, pacer: &Path, watcher: Watcher) -> Result<f64> {
-    match watcher {
-        Watcher::Pacer => {
-            let options = ObserveOptions {
-                interval: Duration::from_secs(1),
-                ..ObserveOptions::new(pacer, guest.vm().pid())
-            };
-            let observer = Observer::start(&options)?;
-            let speed = window(guest)?;
-            observer.stop()?;
-            Ok(speed)
-        }
-        Watcher::Bpftrace => {
-            let script = against::hits(guest.vm().pid());
-            let bpftrace = Bpftrace::start(&script.text, script.probes)?;
-            let speed = window(guest)?;
-            bpftrace.stop()?;
-            Ok(speed)
-        }
-    }
+/// The guest's speed under the probe, and what the probe saw.
+fn observed(guest: &BusyGuest, load: Load, pacer: &Path) -> Result<(f64, Value)> {
+    let options = ObserveOptions {
+        interval: Duration::from_secs(1),
+        ..ObserveOptions::new(pacer, guest.vm().pid())
+    };
+    let observer = Observer::start(&options)?;
+    let done = guest.window()?;
+    let observed = observer.stop()?;
+    let seen = check_seen(guest, load, done, &observed)?;
+    Ok((done.per_second(), seen))
 }
 
-/// Pages or requests a second over one window.
-fn window(guest: &BusyGuest) -> Result<f64> {
-    pause(SETTLE)?;
-    let (speed, _) = guest.speed(|| pause(WINDOW))?;
-    Ok(speed)
+/// A probe that saw nothing would cost nothing.
+fn check_seen(guest: &BusyGuest, load: Load, done: Done, observed: &Observed) -> Result<Value> {
+    let last = observed.last();
+    let (what, seen, least) = match load {
+        Load::Disk => {
+            let image = guest.image().context("a disk has an image")?;
+            let disk = last.disk(image).context("the image was not seen")?;
+            // QEMU may make one write of two.
+            let made = u64::from(done.count) * guest.request_bytes();
+            ("bytes", disk.written_bytes, made)
+        }
+        // Where the guest is not logged there is nothing to see.
+        Load::Memory => ("syncs", 0, 0),
+        Load::LoggedMemory => {
+            let syncs = observed.syncs().filter(|sync| sync.pages > 0);
+            ("syncs", u64::try_from(syncs.count())?, u64::from(SYNCS))
+        }
+    };
+    ensure!(
+        seen >= least && last.probe.missed() == 0,
+        "the probe saw {seen} {what} of {least}, and missed {}: {:?}",
+        last.probe.missed(),
+        last.warnings
+    );
+    Ok(json!({"what": what, "seen": seen, "made": least, "warnings": last.warnings}))
+}
+
+fn traced(guest: &BusyGuest) -> Result<(f64, Value)> {
+    let script = against::hits(guest.vm().pid());
+    let bpftrace = Bpftrace::start(&script.text, script.probes)?;
+    let done = guest.window()?;
+    let printed = bpftrace.stop()?;
+    Ok((done.per_second(), json!(printed)))
 }
