@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use aya::Ebpf;
 
+use super::backend_names::NameReader;
 use super::open_files::{Image, OpenFiles, Opened};
 use super::{ProbeError, attach};
 use crate::process;
@@ -24,6 +25,8 @@ pub(super) struct FileHooks {
     tap_tried: bool,
     /// What watches the guest's side of an image with a format was tried.
     backends_tried: bool,
+    /// What QEMU calls its backends, once they are watched.
+    backend_names: NameReader,
     /// It was told that not all files may be looked at.
     refusal_told: bool,
 }
@@ -38,6 +41,7 @@ impl FileHooks {
             files: OpenFiles::new(tgid, pidfd),
             tap_tried: false,
             backends_tried: false,
+            backend_names: NameReader::default(),
             refusal_told: false,
         })
     }
@@ -63,6 +67,11 @@ impl FileHooks {
         Ok(opened.images)
     }
 
+    /// What QEMU calls its backends.
+    pub(super) const fn backend_names(&self) -> &NameReader {
+        &self.backend_names
+    }
+
     fn attach(&mut self, ebpf: &mut Ebpf, opened: &Opened, warnings: &mut Vec<String>) {
         if opened.has_tap && !self.tap_tried {
             self.tap_tried = true;
@@ -71,7 +80,7 @@ impl FileHooks {
         let has_format = opened.images.iter().any(|image| image.formatted);
         if has_format && !self.backends_tried {
             self.backends_tried = true;
-            attach::attach_backends(ebpf, self.tgid, warnings);
+            self.backend_names = attach::attach_backends(ebpf, self.tgid, warnings);
         }
     }
 

@@ -287,7 +287,8 @@ impl Probe {
     /// not for every event.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        totals::read(&self.ebpf, self.file_hooks.as_ref())
+        let names = self.file_hooks.as_ref().map(FileHooks::backend_names);
+        totals::read(&self.ebpf, names)
     }
 
     /// Watches exactly these block devices of this host from now on, whoever uses

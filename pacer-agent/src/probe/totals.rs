@@ -17,7 +17,7 @@ use super::{counters, devices, sockets};
 use crate::pacing::time::Time;
 
 /// Everything counted so far.
-pub(super) fn read(ebpf: &Ebpf, names: &NameReader) -> Activity {
+pub(super) fn read(ebpf: &Ebpf, names: Option<&NameReader>) -> Activity {
     let (backends, files): (Vec<_>, Vec<_>) = counts(ebpf)
         .unwrap_or_default()
         .into_iter()
@@ -69,10 +69,14 @@ fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
     }
 }
 
-fn backend_activity(key: &FileKey, cpus: &[FileCounts], names: &NameReader) -> BackendActivity {
+fn backend_activity(
+    key: &FileKey,
+    cpus: &[FileCounts],
+    names: Option<&NameReader>,
+) -> BackendActivity {
     BackendActivity {
         address: key.inode,
-        names: names.read(key.inode),
+        names: names.map(|names| names.read(key.inode)).unwrap_or_default(),
         written: written(cpus),
         zeroed: zeroed(cpus),
         discarded: discarded(cpus),
