@@ -33,6 +33,9 @@ pub struct ProgramCost {
     pub missed: u64,
 }
 
+/// What a descriptor of a BPF map leads to.
+const MAP_LINK: &str = "anon_inode:bpf-map";
+
 /// The cost now. `stats`: this process has switched the accounting on.
 pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCost {
     let stats = stats || counters::enabled_for_all();
@@ -43,7 +46,9 @@ pub(super) fn read(ebpf: &Ebpf, stats: bool) -> ProbeCost {
     programs.sort_by(|one, other| one.name.cmp(&other.name));
     ProbeCost {
         programs,
-        memory_bytes: resident_bytes().saturating_add(map_bytes()),
+        memory_bytes: resident_bytes()
+            .saturating_sub(mapped_map_bytes())
+            .saturating_add(map_bytes()),
     }
 }
 
@@ -72,6 +77,29 @@ fn resident_bytes() -> u64 {
     pages.unwrap_or(0).saturating_mul(page_bytes)
 }
 
+/// What of the resident memory is BPF maps, in bytes.
+fn mapped_map_bytes() -> u64 {
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    mapped_maps_in(&smaps)
+}
+
+fn mapped_maps_in(smaps: &str) -> u64 {
+    let mut is_map = false;
+    let mut kib = 0;
+    for line in smaps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            let rss = rss.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            kib += if is_map { rss } else { 0 };
+        } else if line
+            .split_once(' ')
+            .is_some_and(|(range, _)| !range.ends_with(':'))
+        {
+            is_map = line.ends_with(MAP_LINK);
+        }
+    }
+    kib * 1024
+}
+
 /// Memory of the BPF maps that this process holds, in bytes; each counts once,
 /// however many descriptors it has.
 fn map_bytes() -> u64 {
@@ -82,7 +110,7 @@ fn map_bytes() -> u64 {
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let target = fs::read_link(entry.path()).ok()?;
-            if target.as_os_str() != "anon_inode:bpf-map" {
+            if target.as_os_str() != MAP_LINK {
                 return None;
             }
             let fd = entry.file_name().to_str()?.parse().ok()?;
@@ -115,6 +143,17 @@ mod tests {
         assert_eq!(field(text, "recursion_misses"), Some(3));
         assert_eq!(field(text, "memlock"), Some(4096));
         assert_eq!(field(text, "lock"), None);
+    }
+
+    #[test]
+    fn mapped_maps_are_told_from_other_memory() {
+        let smaps = "7f00-7f10 r--s 00001000 00:10 1039                 anon_inode:bpf-map\n\
+                     Size:                260 kB\nRss:                 256 kB\n\
+                     7f10-7f20 rw-p 00000000 00:00 0                    [heap]\n\
+                     Rss:                1000 kB\nVmFlags: rd mr mw me\n\
+                     7f20-7f30 rw-s 00000000 00:10 1039                 anon_inode:bpf-map\n\
+                     Rss:                   4 kB\n";
+        assert_eq!(mapped_maps_in(smaps), 260 * 1024);
     }
 
     #[test]

@@ -158,6 +158,7 @@ impl Probe {
             .inspect_err(|error| tracing::debug!(%error, "the programs' messages are not read"))
             .ok();
         attach::attach_required(&mut ebpf)?;
+        give_back_memory();
         Ok(Self {
             ebpf,
             ring,
@@ -406,6 +407,16 @@ impl Probe {
 const LATE: &str = "QEMU registered its memory before Pacer came: its dirty logs are counted only as \
      far as QEMU is seen to clear them, and not before. A migration, or `calc-dirty-rate` in mode \
      dirty-bitmap (Pacer asks for it with --qmp), registers all memory anew";
+
+/// The kernel's description of its types takes 10 MiB to read, which the
+/// allocator would keep.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
 
 /// The kernel waits for every CPU to leave each hook; the caller does not.
 fn detach_elsewhere(links: Vec<UProbeLink>) {
