@@ -7,11 +7,18 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_loop;
 use pacer_common::chunk::{self, CHUNK_SHIFT, CLASSES, Chunk, MAX_CHUNKS, WAYS};
 use pacer_common::counter;
-use pacer_common::file::{FileCounts, FileKey};
+use pacer_common::file::FileKey;
 
 use crate::atomic;
 use crate::maps::{CHUNKS, FILES};
 use crate::report::count;
+
+/// The time as chunks count it.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: the helper reads a clock and has no conditions.
+    unsafe { bpf_ktime_get_ns() }
+}
 
 /// The chunks of one write, one after the other.
 struct Walk {
@@ -20,21 +27,17 @@ struct Walk {
     now_ns: u64,
 }
 
-/// `bytes` at `offset` of the file `key` were written; `counts` are this CPU's
-/// of that file. A pointer and no reference, because a chunk that is evicted may
-/// be of the same file.
+/// `bytes` at `offset` of the file `key` were written at [`now_ns`].
 #[inline(always)]
-pub(crate) fn wrote(key: &FileKey, counts: *mut FileCounts, offset: u64, bytes: u64) {
+pub(crate) fn wrote(key: &FileKey, offset: u64, bytes: u64, now_ns: u64) {
     // At the file's own position, -1: where that was is not known.
     if offset > i64::MAX as u64 {
         return;
     }
-    // SAFETY: the helper reads a clock and has no conditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
     let first = offset >> CHUNK_SHIFT;
     let last = (offset + bytes - 1) >> CHUNK_SHIFT;
     if first == last {
-        wrote_chunk(key, counts, first, now_ns);
+        wrote_chunk(key, first, now_ns);
         return;
     }
     let mut walk = Walk {
@@ -55,19 +58,12 @@ pub(crate) fn wrote(key: &FileKey, counts: *mut FileCounts, offset: u64, bytes: 
 unsafe extern "C" fn next_chunk(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `wrote` passes its `Walk`, and nothing else uses it now.
     let walk = unsafe { &*context.cast::<Walk>() };
-    if let Some(counts) = FILES.get_ptr_mut(walk.key) {
-        wrote_chunk(
-            &walk.key,
-            counts,
-            walk.first + u64::from(index),
-            walk.now_ns,
-        );
-    }
+    wrote_chunk(&walk.key, walk.first + u64::from(index), walk.now_ns);
     0
 }
 
 #[inline(always)]
-fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64) {
+fn wrote_chunk(key: &FileKey, number: u64, now_ns: u64) {
     let set = chunk::set_of(key, number);
     let Some(set) = CHUNKS.get_ptr_mut(set) else {
         return;
@@ -80,7 +76,7 @@ fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64)
     let mut oldest_at = u64::MAX;
     for (way, chunk) in set.iter_mut().enumerate() {
         if chunk.number == number && is_same(&chunk.file, key) && chunk.written_at_ns != 0 {
-            written_again(chunk, counts, now_ns);
+            written_again(chunk, now_ns);
             return;
         }
         if chunk.written_at_ns < oldest_at {
@@ -99,7 +95,7 @@ fn wrote_chunk(key: &FileKey, counts: *mut FileCounts, number: u64, now_ns: u64)
         interval_ns: 0,
         class: 0,
     };
-    count_chunk(counts, 0, 1);
+    count_chunk(key, 0, 1);
 }
 
 /// Whether two keys are of one file.
@@ -111,15 +107,15 @@ const fn is_same(one: &FileKey, other: &FileKey) -> bool {
 }
 
 #[inline(always)]
-fn written_again(chunk: &mut Chunk, counts: *mut FileCounts, now_ns: u64) {
+fn written_again(chunk: &mut Chunk, now_ns: u64) {
     // Another CPU may have been a little later.
     let interval_ns = now_ns.saturating_sub(chunk.written_at_ns);
     chunk.interval_ns = chunk::mean_with(chunk.interval_ns, interval_ns);
     chunk.written_at_ns = now_ns;
     let class = chunk::class_of(chunk.interval_ns);
     if u64::from(class) != chunk.class {
-        count_chunk(counts, chunk.class, -1);
-        count_chunk(counts, u64::from(class), 1);
+        count_chunk(&chunk.file, chunk.class, -1);
+        count_chunk(&chunk.file, u64::from(class), 1);
         chunk.class = u64::from(class);
     }
 }
@@ -127,22 +123,24 @@ fn written_again(chunk: &mut Chunk, counts: *mut FileCounts, now_ns: u64) {
 /// Takes a chunk out of the counts of its file, whichever that is.
 #[inline(always)]
 fn evict(chunk: &Chunk) {
+    count_chunk(&chunk.file, chunk.class, -1);
     if let Some(counts) = FILES.get_ptr_mut(chunk.file) {
-        count_chunk(counts, chunk.class, -1);
         // SAFETY: this CPU's own value, as in `file`.
         unsafe { atomic::add(&raw mut (*counts).evicted_chunks, 1) };
     }
 }
 
-/// Adds `change` to the chunks of a class.
+/// Adds `change` to the chunks of a class of a file. Looked up here, since mostly
+/// a chunk stays in its class.
 #[inline(always)]
-fn count_chunk(counts: *mut FileCounts, class: u64, change: i64) {
+fn count_chunk(key: &FileKey, class: u64, change: i64) {
     // Hidden from the compiler, which knows that `class_of` stays below and would
     // leave out the comparison; the verifier does not ("math between map_value
     // pointer and register with unbounded min value is not allowed").
     let class = black_box(class);
     if let Ok(class) = usize::try_from(class)
         && class < CLASSES
+        && let Some(counts) = FILES.get_ptr_mut(key)
     {
         // SAFETY: this CPU's own value, as in `file`, and the class is one of it.
         unsafe {

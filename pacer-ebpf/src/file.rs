@@ -13,14 +13,35 @@ use crate::{atomic, chunks};
 
 const _: () = assert!(BPF_NOEXIST == 1);
 
-/// Raises the field `count` of what is counted of a file by one, and `bytes` by
-/// so many.
+/// Several reads or writes.
+#[derive(Clone, Copy)]
+pub(crate) struct Requests {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Requests {
+    pub(crate) const NONE: Self = Self { count: 0, bytes: 0 };
+
+    /// One more.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.count += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// Raises the field `count` of what is counted of a file by one or as many as are
+/// given, and `bytes` by so many.
 macro_rules! add {
     ($counts:expr, $count:ident, $bytes:ident, $by:expr) => {
+        add!($counts, $count, 1, $bytes, $by)
+    };
+    ($counts:expr, $count:ident, $requests:expr, $bytes:ident, $by:expr) => {
         // SAFETY: the value lives as long as the map. It is this CPU's own, but
         // uprobes may be preempted, hence changed atomically.
         unsafe {
-            atomic::add(&raw mut (*$counts).$count, 1);
+            atomic::add(&raw mut (*$counts).$count, $requests);
             atomic::add(&raw mut (*$counts).$bytes, $by);
         }
     };
@@ -31,7 +52,20 @@ macro_rules! add {
 pub(crate) fn wrote(key: &FileKey, offset: u64, bytes: u64) {
     if let Some(counts) = counts(key) {
         add!(counts, writes, written_bytes, bytes);
-        chunks::wrote(key, counts, offset, bytes);
+        chunks::wrote(key, offset, bytes, chunks::now_ns());
+    }
+}
+
+/// Content was read and written by several requests; where it was written,
+/// [`chunks::wrote`] is told of each.
+#[inline(always)]
+pub(crate) fn transferred(key: &FileKey, read: Requests, written: Requests) {
+    if read.count == 0 && written.count == 0 {
+        return;
+    }
+    if let Some(counts) = counts(key) {
+        add!(counts, reads, read.count, read_bytes, read.bytes);
+        add!(counts, writes, written.count, written_bytes, written.bytes);
     }
 }
 
