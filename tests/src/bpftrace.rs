@@ -5,12 +5,14 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::process::{OwnedChild, log_tail, pause, wait_until};
 
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const STOP_TRIES: u32 = 4;
 /// From the last program loaded until its probe is attached.
 const ATTACH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -79,8 +81,10 @@ impl Bpftrace {
     /// # Errors
     /// It does not end.
     pub fn stop(mut self) -> Result<String> {
-        self.child.sigint()?;
-        self.child.wait(ATTACH_TIMEOUT)?;
+        // Version 0.17 now and then does not hear the first.
+        let ended = (0..STOP_TRIES)
+            .any(|_| self.child.sigint().is_ok() && self.child.wait(STOP_TIMEOUT).is_ok());
+        ensure!(ended, "bpftrace does not end");
         Ok(crate::process::read_log(&self.folder.path().join("log")))
     }
 }
