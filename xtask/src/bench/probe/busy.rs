@@ -24,7 +24,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one window counts.
 pub(super) const WINDOW: Duration = Duration::from_secs(2);
 /// From an attach or a detach until the window begins.
-const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_secs(1);
 /// In one window of [`Load::LoggedMemory`]: measurements of QEMU's, each of which
 /// ends with a sync, about as long as a pass of a migration is at its end.
 pub(super) const SYNCS: u32 = 15;
