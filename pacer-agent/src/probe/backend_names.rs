@@ -70,33 +70,34 @@ struct Names<R> {
 impl<R: Fn(u64, &mut [u8]) -> usize> Names<R> {
     fn of(&self, backend: u64, layout: Layout) -> BackendNames {
         let device = self
-            .pointer(backend + BACKEND_DEVICE)
-            .and_then(|device| self.pointer(device + DEVICE_ID))
-            .and_then(|id| self.text(id));
-        let own = || self.text(self.pointer(backend + BACKEND_NAME)?);
+            .pointer(backend, BACKEND_DEVICE)
+            .and_then(|device| self.pointer(device, DEVICE_ID))
+            .and_then(|id| self.text(id, 0));
+        let own = || self.text(self.pointer(backend, BACKEND_NAME)?, 0);
         let node = self
-            .pointer(backend + BACKEND_ROOT)
-            .and_then(|child| self.pointer(child + CHILD_NODE))
-            .and_then(|node| self.text(node + layout.node_name));
+            .pointer(backend, BACKEND_ROOT)
+            .and_then(|child| self.pointer(child, CHILD_NODE))
+            .and_then(|node| self.text(node, layout.node_name));
         BackendNames {
             device: device.or_else(own),
             node,
         }
     }
 
-    /// `None` if it is null, too.
-    fn pointer(&self, at: u64) -> Option<u64> {
+    /// The pointer `offset` bytes into what is at `base`. `None` if it is null,
+    /// too.
+    fn pointer(&self, base: u64, offset: u64) -> Option<u64> {
         let mut bytes = [0; 8];
-        let read = (self.read)(at, &mut bytes);
+        let read = (self.read)(base.checked_add(offset)?, &mut bytes);
         let pointer = u64::from_ne_bytes(bytes);
         (read == bytes.len() && pointer != 0).then_some(pointer)
     }
 
-    /// Characters up to a 0. `None` if there are none, or what is there is no
-    /// name.
-    fn text(&self, at: u64) -> Option<String> {
+    /// Characters up to a 0, from `offset` bytes into what is at `base`. `None` if
+    /// there are none, or what is there is no name.
+    fn text(&self, base: u64, offset: u64) -> Option<String> {
         let mut bytes = [0; MOST_BYTES];
-        let read = (self.read)(at, &mut bytes);
+        let read = (self.read)(base.checked_add(offset)?, &mut bytes);
         let end = bytes[..read].iter().position(|&byte| byte == 0)?;
         let text = str::from_utf8(&bytes[..end]).ok()?;
         let is_name = !text.is_empty() && text.chars().all(|letter| letter.is_ascii_graphic());
