@@ -6,7 +6,7 @@ use core::mem::{align_of, size_of};
 
 use crate::file::FileKey;
 
-/// Name of the array of [`ChunkSet`].
+/// Name of the array of [`ChunkSet`], which user space maps to look through it.
 pub const CHUNKS: &str = "CHUNKS";
 
 /// Sets in the table: a power of two. With [`WAYS`] it holds 64 Ki chunks, that
@@ -46,17 +46,16 @@ pub struct Chunk {
     pub number: u64,
     /// When it was last written, `bpf_ktime_get_ns`; 0: no chunk is here.
     pub written_at_ns: u64,
-    /// Mean of the intervals between its writes, the newest weighing an eighth.
+    /// Mean of the intervals between its writes, the newest weighing an eighth; 0
+    /// while it was written once.
     pub interval_ns: u64,
-    /// Its class now.
-    pub class: u64,
 }
 
 /// The chunks whose hash is the same.
 pub type ChunkSet = [Chunk; WAYS];
 
 const _: () = {
-    assert!(size_of::<Chunk>() == 56);
+    assert!(size_of::<Chunk>() == 48);
     assert!(align_of::<Chunk>() == 8);
     assert!(SETS.is_power_of_two());
 };
@@ -89,22 +88,22 @@ pub const fn class_start_ns(class: u32) -> u64 {
 #[must_use]
 pub const fn mean_with(mean_ns: u64, interval_ns: u64) -> u64 {
     if mean_ns == 0 {
-        interval_ns
+        if interval_ns == 0 { 1 } else { interval_ns }
     } else {
         mean_ns - mean_ns / 8 + interval_ns / 8
     }
 }
 
-/// The set that a chunk belongs to, below [`SETS`].
+/// The set that a chunk belongs to, below [`SETS`]. Neighbours go to neighbouring
+/// sets: what is written often then lies on a few pages of the table, and to reach
+/// one costs more than all else about a chunk.
 #[inline(always)]
 #[must_use]
 pub const fn set_of(file: &FileKey, number: u64) -> u32 {
-    // Fibonacci hashing: neighbours go to sets far apart.
-    let mixed = (file.inode ^ file.super_block.rotate_left(32))
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        .wrapping_add(number)
+    // Fibonacci hashing: files begin far apart.
+    let mixed = (file.inode ^ file.super_block.rotate_left(32) ^ file.generation)
         .wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 32) as u32 >> (u32::BITS - SET_BITS)
+    (mixed >> 32).wrapping_add(number) as u32 & (SETS - 1)
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 
 use core::mem::{align_of, size_of};
 
-use crate::chunk::CLASSES;
-
 /// Name of the per-CPU hash from [`FileKey`] to [`FileCounts`]; user space sums
 /// over the CPUs.
 pub const FILES: &str = "FILES";
@@ -57,9 +55,6 @@ pub struct FileCounts {
     pub read_bytes: u64,
     /// Chunks forgotten to make room.
     pub evicted_chunks: u64,
-    /// Chunks by class of their mean write interval. A chunk may join a class
-    /// on one CPU and leave it on another: only the sum means something.
-    pub chunks: [i64; CLASSES],
 }
 
 impl FileCounts {
@@ -76,14 +71,13 @@ impl FileCounts {
         reads: 0,
         read_bytes: 0,
         evicted_chunks: 0,
-        chunks: [0; CLASSES],
     };
 }
 
 const _: () = {
     assert!(size_of::<FileKey>() == 24);
     assert!(align_of::<FileKey>() == 8);
-    assert!(size_of::<FileCounts>() == 11 * 8 + CLASSES * 8);
+    assert!(size_of::<FileCounts>() == 11 * 8);
     assert!(align_of::<FileCounts>() == 8);
 };
 

@@ -1,11 +1,10 @@
 //! How often each chunk of a file is written.
 
 use core::ffi::c_void;
-use core::hint::black_box;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_loop;
-use pacer_common::chunk::{self, CHUNK_SHIFT, CLASSES, Chunk, MAX_CHUNKS, WAYS};
+use pacer_common::chunk::{self, CHUNK_SHIFT, Chunk, MAX_CHUNKS, WAYS};
 use pacer_common::counter;
 use pacer_common::file::FileKey;
 
@@ -64,8 +63,7 @@ unsafe extern "C" fn next_chunk(index: u32, context: *mut c_void) -> i64 {
 
 #[inline(always)]
 fn wrote_chunk(key: &FileKey, number: u64, now_ns: u64) {
-    let set = chunk::set_of(key, number);
-    let Some(set) = CHUNKS.get_ptr_mut(set) else {
+    let Some(set) = CHUNKS.get_ptr_mut(chunk::set_of(key, number)) else {
         return;
     };
     // SAFETY: the value lives as long as the map. Two CPUs may be here at once:
@@ -76,7 +74,10 @@ fn wrote_chunk(key: &FileKey, number: u64, now_ns: u64) {
     let mut oldest_at = u64::MAX;
     for (way, chunk) in set.iter_mut().enumerate() {
         if chunk.number == number && is_same(&chunk.file, key) && chunk.written_at_ns != 0 {
-            written_again(chunk, now_ns);
+            // Another CPU may have been a little later.
+            let interval_ns = now_ns.saturating_sub(chunk.written_at_ns);
+            chunk.interval_ns = chunk::mean_with(chunk.interval_ns, interval_ns);
+            chunk.written_at_ns = now_ns;
             return;
         }
         if chunk.written_at_ns < oldest_at {
@@ -86,16 +87,14 @@ fn wrote_chunk(key: &FileKey, number: u64, now_ns: u64) {
     }
     let chunk = &mut set[oldest & (WAYS - 1)];
     if oldest_at != 0 {
-        evict(chunk);
+        count_evicted(&chunk.file);
     }
     *chunk = Chunk {
         file: *key,
         number,
         written_at_ns: now_ns,
         interval_ns: 0,
-        class: 0,
     };
-    count_chunk(key, 0, 1);
 }
 
 /// Whether two keys are of one file.
@@ -106,48 +105,13 @@ const fn is_same(one: &FileKey, other: &FileKey) -> bool {
         && one.generation == other.generation
 }
 
+/// A chunk of the file `key` is forgotten.
 #[inline(always)]
-fn written_again(chunk: &mut Chunk, now_ns: u64) {
-    // Another CPU may have been a little later.
-    let interval_ns = now_ns.saturating_sub(chunk.written_at_ns);
-    chunk.interval_ns = chunk::mean_with(chunk.interval_ns, interval_ns);
-    chunk.written_at_ns = now_ns;
-    let class = chunk::class_of(chunk.interval_ns);
-    if u64::from(class) != chunk.class {
-        count_chunk(&chunk.file, chunk.class, -1);
-        count_chunk(&chunk.file, u64::from(class), 1);
-        chunk.class = u64::from(class);
-    }
-}
-
-/// Takes a chunk out of the counts of its file, whichever that is.
-#[inline(always)]
-fn evict(chunk: &Chunk) {
-    count_chunk(&chunk.file, chunk.class, -1);
-    if let Some(counts) = FILES.get_ptr_mut(chunk.file) {
+fn count_evicted(key: &FileKey) {
+    if let Some(counts) = FILES.get_ptr_mut(key) {
         // SAFETY: this CPU's own value, as in `file`.
         unsafe { atomic::add(&raw mut (*counts).evicted_chunks, 1) };
     }
 }
 
-/// Adds `change` to the chunks of a class of a file. Looked up here, since mostly
-/// a chunk stays in its class.
-#[inline(always)]
-fn count_chunk(key: &FileKey, class: u64, change: i64) {
-    // Hidden from the compiler, which knows that `class_of` stays below and would
-    // leave out the comparison; the verifier does not ("math between map_value
-    // pointer and register with unbounded min value is not allowed").
-    let class = black_box(class);
-    if let Ok(class) = usize::try_from(class)
-        && class < CLASSES
-        && let Some(counts) = FILES.get_ptr_mut(key)
-    {
-        // SAFETY: this CPU's own value, as in `file`, and the class is one of it.
-        unsafe {
-            let chunks = (&raw mut (*counts).chunks).cast::<u64>();
-            atomic::add(chunks.add(class), change.cast_unsigned());
-        }
-    }
-}
-
-const _: () = assert!(WAYS.is_power_of_two() && CLASSES > 0);
+const _: () = assert!(WAYS.is_power_of_two());

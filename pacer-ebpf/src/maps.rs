@@ -41,8 +41,9 @@ pub(crate) static PIECE: PerCpuArray<[u64; PIECE_WORDS]> = PerCpuArray::with_max
 pub(crate) static FILES: PerCpuHashMap<FileKey, FileCounts> =
     PerCpuHashMap::with_max_entries(MAX_FILES, BPF_F_NO_PREALLOC);
 
+// User space maps it.
 #[map]
-pub(crate) static CHUNKS: Array<ChunkSet> = Array::with_max_entries(SETS, 0);
+pub(crate) static CHUNKS: Array<ChunkSet> = Array::with_max_entries(SETS, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static PUSHED: Array<u64> = Array::with_max_entries(1, 0);

@@ -12,6 +12,7 @@ mod backend_names;
 pub mod block_devices;
 mod btf;
 mod build_id;
+mod chunk_table;
 mod cost;
 mod counters;
 mod devices;

@@ -1,18 +1,15 @@
 //! Reads the programs' maps into [`Activity`].
 
-use std::time::Duration;
-
 use aya::Ebpf;
 use aya::maps::{PerCpuHashMap, PerCpuValues};
-use pacer_common::chunk::{self, CHUNK_SHIFT, CLASSES};
 use pacer_common::counter;
 use pacer_common::file::{self, BACKEND, FileCounts, FileKey};
 
 use super::activity::{
-    Activity, BackendActivity, ChunkIntervals, DeviceId, DeviceReads, FileActivity, FileId,
-    IntervalClass, Requests,
+    Activity, BackendActivity, DeviceId, DeviceReads, FileActivity, FileId, Requests,
 };
 use super::backend_names::NameReader;
+use super::chunk_table::ChunkTable;
 use super::{counters, devices, sockets};
 use crate::pacing::time::Time;
 
@@ -22,14 +19,15 @@ pub(super) fn read(ebpf: &Ebpf, names: Option<&NameReader>) -> Activity {
         .unwrap_or_default()
         .into_iter()
         .partition(|(key, _)| key.super_block == BACKEND);
+    let chunks = ChunkTable::read(ebpf);
     Activity {
         files: files
             .iter()
-            .map(|(key, cpus)| file_activity(key, cpus))
+            .map(|(key, cpus)| file_activity(key, cpus, &chunks))
             .collect(),
         backends: backends
             .iter()
-            .map(|(key, cpus)| backend_activity(key, cpus, names))
+            .map(|(key, cpus)| backend_activity(key, cpus, names, &chunks))
             .collect(),
         devices: devices::read(ebpf).unwrap_or_default(),
         sockets: sockets::read(ebpf).unwrap_or_default(),
@@ -50,7 +48,7 @@ fn counts(ebpf: &Ebpf) -> Option<Vec<Counts>> {
     Some(map.iter().filter_map(Result::ok).collect())
 }
 
-fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
+fn file_activity(key: &FileKey, cpus: &[FileCounts], chunks: &ChunkTable) -> FileActivity {
     let first_at_ns = cpus.iter().map(|counts| counts.first_at_ns).max();
     // The file systems without a device have minor numbers, so it is never 0.
     let device = cpus.iter().map(|counts| counts.device).max().unwrap_or(0);
@@ -65,7 +63,7 @@ fn file_activity(key: &FileKey, cpus: &[FileCounts]) -> FileActivity {
         zeroed: zeroed(cpus),
         discarded: discarded(cpus),
         read: requests(cpus, |counts| counts.reads, |counts| counts.read_bytes),
-        chunks: chunk_intervals(cpus),
+        chunks: chunks.of(key, evicted(cpus)),
     }
 }
 
@@ -73,6 +71,7 @@ fn backend_activity(
     key: &FileKey,
     cpus: &[FileCounts],
     names: Option<&NameReader>,
+    chunks: &ChunkTable,
 ) -> BackendActivity {
     BackendActivity {
         address: key.inode,
@@ -80,7 +79,7 @@ fn backend_activity(
         written: written(cpus),
         zeroed: zeroed(cpus),
         discarded: discarded(cpus),
-        chunks: chunk_intervals(cpus),
+        chunks: chunks.of(key, evicted(cpus)),
     }
 }
 
@@ -111,35 +110,8 @@ fn requests(
     }
 }
 
-fn chunk_intervals(cpus: &[FileCounts]) -> ChunkIntervals {
-    let mut by_class = [0; CLASSES];
-    for counts in cpus {
-        for (total, part) in by_class.iter_mut().zip(counts.chunks) {
-            *total += part;
-        }
-    }
-    let mut chunks = (0..).zip(by_class).map(|(class, chunks)| IntervalClass {
-        at_least: Duration::from_nanos(chunk::class_start_ns(class)),
-        below: class_end(class),
-        // Two CPUs were at one chunk at once: a count of -1 is possible.
-        chunks: u64::try_from(chunks).unwrap_or(0),
-    });
-    ChunkIntervals {
-        chunk_bytes: 1 << CHUNK_SHIFT,
-        written_once: chunks.next().map_or(0, |once| once.chunks),
-        classes: chunks.collect(),
-        evicted: cpus.iter().map(|counts| counts.evicted_chunks).sum(),
-    }
-}
-
-/// The last class is open.
-fn class_end(class: u32) -> Duration {
-    let last = u32::try_from(CLASSES).is_ok_and(|classes| class + 1 >= classes);
-    if last {
-        Duration::MAX
-    } else {
-        Duration::from_nanos(chunk::class_start_ns(class + 1))
-    }
+fn evicted(cpus: &[FileCounts]) -> u64 {
+    cpus.iter().map(|counts| counts.evicted_chunks).sum()
 }
 
 #[cfg(test)]
@@ -153,22 +125,19 @@ mod tests {
             super_block: 2,
             generation: 0,
         };
-        let mut first = FileCounts {
+        let first = FileCounts {
             device: 254 << 20 | 3,
             writes: 2,
             written_bytes: 8192,
             evicted_chunks: 1,
             ..FileCounts::NONE
         };
-        first.chunks[0] = 3;
-        first.chunks[2] = 1;
-        let mut second = FileCounts {
+        let second = FileCounts {
             writes: 1,
             written_bytes: 512,
             ..FileCounts::NONE
         };
-        second.chunks[0] = -1;
-        let file = file_activity(&key, &[first, second]);
+        let file = file_activity(&key, &[first, second], &ChunkTable::default());
         assert_eq!(
             file.id.device,
             DeviceId {
@@ -183,10 +152,6 @@ mod tests {
                 bytes: 8704
             }
         );
-        assert_eq!(file.chunks.written_once, 2);
         assert_eq!(file.chunks.evicted, 1);
-        assert_eq!(file.chunks.classes.len(), CLASSES - 1);
-        assert_eq!(file.chunks.classes[1].chunks, 1);
-        assert_eq!(file.chunks.classes[CLASSES - 2].below, Duration::MAX);
     }
 }

@@ -70,6 +70,44 @@ fn linux_aio_is_exact() {
     assert_eq!(seen.read, requests(2, 512 + 2 * 512));
 }
 
+/// QEMU submits what a busy guest asks for by the dozen.
+#[test]
+#[ignore = "needs root and a kernel with BPF"]
+fn a_request_among_many_costs_little() {
+    const REQUESTS: u64 = 32;
+    const CALLS: u64 = 500;
+    const LIMIT_NS: u64 = 1000;
+    let _alone = alone();
+    let mut probe = attach();
+    let file = file();
+    let parts = vec![vec![7; 4096]];
+    let vectors = vectors(&parts);
+    let Some(before) = probe.counters().run_ns else {
+        eprintln!("skipped: the kernel does not count run times");
+        return;
+    };
+    for call in 0..CALLS {
+        let mut list: Vec<Iocb> = (0..REQUESTS)
+            .map(|request| Iocb {
+                opcode: PWRITEV,
+                fd: file.as_raw_fd().cast_unsigned(),
+                buffer: vectors.as_ptr() as u64,
+                bytes: 1,
+                // All over 256 MiB.
+                offset: i64::try_from((call * REQUESTS + request) * 40_503 % 65_536 * 4096)
+                    .expect("it is small"),
+                ..Iocb::default()
+            })
+            .collect();
+        assert_eq!(submit(&mut list), 32);
+    }
+    let spent = probe.counters().run_ns.expect("counted before") - before;
+    assert_eq!(seen(&probe, &file).written.count, CALLS * REQUESTS);
+    let each = spent / (CALLS * REQUESTS);
+    eprintln!("{each} ns a request");
+    assert!(each <= LIMIT_NS, "{each} ns");
+}
+
 /// How many of the requests the kernel accepted; waits for them.
 fn submit(requests: &mut [Iocb]) -> i64 {
     let mut pointers: Vec<*mut Iocb> = requests.iter_mut().map(|one| &raw mut *one).collect();
@@ -77,7 +115,7 @@ fn submit(requests: &mut [Iocb]) -> i64 {
     // SAFETY: the queue is a word to write to; the requests and their buffers
     // outlive `io_destroy`, which waits for what was submitted.
     unsafe {
-        assert_eq!(libc::syscall(libc::SYS_io_setup, 16, &raw mut queue), 0);
+        assert_eq!(libc::syscall(libc::SYS_io_setup, 64, &raw mut queue), 0);
         let count = pointers.len();
         let accepted = libc::syscall(libc::SYS_io_submit, queue, count, pointers.as_mut_ptr());
         assert_eq!(libc::syscall(libc::SYS_io_destroy, queue), 0);
