@@ -64,6 +64,7 @@ struct Batch {
 const NO_DESCRIPTOR: u64 = u64::MAX;
 
 /// Addresses that the CPU's buffer holds.
+#[expect(clippy::cast_possible_truncation, reason = "a few hundred")]
 const HELD: u32 = PIECE_WORDS as u32;
 
 #[tracepoint]
@@ -121,7 +122,7 @@ fn address_of(batch: &Batch, index: u32) -> Option<u64> {
     if at == 0 {
         let left = batch.accepted.saturating_sub(u64::from(index));
         // Hidden from the compiler, so that the verifier sees the bound.
-        let bytes = black_box(left as u32).min(HELD) * 8;
+        let bytes = u32::try_from(left).map_or(HELD, |left| black_box(left).min(HELD)) * 8;
         let address = batch.iocbs + u64::from(index) * 8;
         // SAFETY: the buffer has room for `HELD` addresses; the helper checks
         // those of the process.

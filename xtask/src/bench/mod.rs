@@ -88,11 +88,6 @@ impl Plan {
         self.runs.unwrap_or(if self.quick { quick } else { full })
     }
 
-    /// Nobody said that it is to be short.
-    const fn is_full(&self) -> bool {
-        self.runs.is_none() && !self.quick
-    }
-
     /// The file of its runs. Other parts or repetitions of the same benchmark
     /// have another: whichever ends first must not end the others.
     fn file_name(&self, name: &str) -> String {

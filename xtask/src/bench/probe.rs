@@ -12,6 +12,8 @@ mod measuring;
 mod memory;
 mod slowdown;
 
+use std::time::Instant;
+
 use anyhow::Result;
 use fastrand::Rng;
 use pacer_tests::disk::DiskAio;
@@ -74,6 +76,10 @@ const ROWS: [Row; 7] = [
 /// # Errors
 /// A signal asked us to end, or the file of runs cannot be written. What cannot
 /// be measured is said in its row.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the edge: says how long a row took"
+)]
 pub(super) fn run(plan: &Plan, records: &mut Records) -> Result<Vec<Target>> {
     let mut bencher = Bencher {
         plan,
@@ -84,7 +90,9 @@ pub(super) fn run(plan: &Plan, records: &mut Records) -> Result<Vec<Target>> {
         .filter(|row| plan.rows.is_empty() || plan.rows.iter().any(|part| row.what.contains(part)))
         .map(|row| {
             eprintln!("{} …", row.what);
+            let start = Instant::now();
             let parts = (row.measure)(&mut bencher)?;
+            eprintln!("  took {:.0} s", start.elapsed().as_secs_f64());
             Ok(Target::new(row.what, row.target, parts))
         })
         .collect()

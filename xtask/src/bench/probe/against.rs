@@ -144,7 +144,7 @@ pub(super) fn writes(pid: u32) -> Script {
 }
 
 pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
-    let repeats = bencher.plan.repeats(6, 2);
+    let repeats = bencher.plan.repeats(6, 1);
     let mut parts = Vec::new();
     for aio in DiskAio::ALL {
         let mut runs = Vec::new();

@@ -41,7 +41,7 @@ pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
 }
 
 fn writes(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
-    let repeats = bencher.plan.repeats(8, 3);
+    let repeats = bencher.plan.repeats(8, 1);
     let mut parts = Vec::new();
     for aio in DiskAio::ALL {
         for depth in DEPTHS {
@@ -76,7 +76,7 @@ fn syncs(bencher: &mut Bencher<'_>, ram_gib: u32, dirty_percent: u64) -> Result<
         "per GiB of guest RAM and sync, {ram_gib} GiB under KVM, {dirty_percent} % of its pages \
          dirty"
     );
-    let repeats = bencher.plan.repeats(5, 2);
+    let repeats = bencher.plan.repeats(5, 1);
     let (pacer, program) = (&bencher.plan.pacer, &bencher.plan.synthetic);
     let mut runs = Vec::new();
     for index in 0..repeats {

@@ -43,7 +43,7 @@ pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
 fn windows(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-window";
     let windows_each = if bencher.plan.quick { 4 } else { 8 };
-    let runs = runs(bencher, row, version, (5, 2), |pacer, rng, guest| {
+    let runs = runs(bencher, row, version, (5, 1), |pacer, rng, guest| {
         let options = DirtyCheck::options(guest, version)?;
         let mut check = DirtyCheck::start(pacer, version, options)?;
         let mut windows = Vec::new();
@@ -69,7 +69,7 @@ fn windows(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>>
 fn migrations(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-migration";
     let syncs_each = if bencher.plan.quick { 4 } else { 6 };
-    let runs = runs(bencher, row, version, (5, 2), |pacer, rng, guest| {
+    let runs = runs(bencher, row, version, (5, 1), |pacer, rng, guest| {
         let options = DirtyCheck::options(guest, version)?;
         let check = DirtyCheck::start(pacer, version, options)?;
         let syncs = check.migrate(bandwidth(rng, version, guest), syncs_each)?;
@@ -83,7 +83,7 @@ fn migrations(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Par
 fn with_devices(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-devices";
     let syncs_each = if bencher.plan.quick { 4 } else { 6 };
-    let runs = runs(bencher, row, version, (5, 2), |pacer, rng, guest| {
+    let runs = runs(bencher, row, version, (5, 1), |pacer, rng, guest| {
         let image = Image::create(Place::Disk)?;
         let bytes_per_second = bandwidth(rng, version, guest);
         let guest = busy(rng, guest, bytes_per_second);

@@ -45,7 +45,7 @@ pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
 }
 
 fn runs(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Value>> {
-    let repeats = bencher.plan.repeats(10, 3);
+    let repeats = bencher.plan.repeats(10, 1);
     let mut guest = None;
     let parameters = json!({"qemu": version.to_string()});
     (0..repeats)

@@ -13,14 +13,10 @@ use serde_json::{Value, json};
 
 use super::busy::{BusyGuest, Done, Load, SYNCS, WINDOW};
 use super::{Bencher, against, errors, measuring};
-use crate::bench::statistics::{median_interval95, quantile};
+use crate::bench::statistics::quantile;
 use crate::bench::target::{Limit, Part};
 
 const LIMIT_PERCENT: f64 = 1.0;
-/// Pairs go on until the median is known within this, or certainly on one side of
-/// the limit, or there are so many.
-const INTERVAL_PERCENT: f64 = 1.0;
-const MOST_RUNS: u32 = 40;
 
 /// Who looks on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,20 +111,12 @@ impl Watcher {
 }
 
 fn pairs(bencher: &mut Bencher<'_>, load: Load) -> Result<Vec<Value>> {
-    let repeats = bencher.plan.repeats(12, 4);
-    let most = if bencher.plan.is_full() {
-        MOST_RUNS
-    } else {
-        repeats
-    };
+    let repeats = bencher.plan.repeats(16, 1);
     let pacer = bencher.plan.pacer.clone();
     // One guest for all of them, started when the first is measured.
     let mut guest = None;
     let mut runs = Vec::new();
-    for index in 0..most {
-        if index >= repeats && is_certain(&runs) {
-            break;
-        }
+    for index in 0..repeats {
         let mut watchers = [Watcher::Pacer, Watcher::Bpftrace];
         bencher.rng(load.key(), index).shuffle(&mut watchers);
         let parameters = json!({
@@ -145,14 +133,6 @@ fn pairs(bencher: &mut Bencher<'_>, load: Load) -> Result<Vec<Value>> {
         })?);
     }
     Ok(runs)
-}
-
-/// Whether more runs would tell little more.
-fn is_certain(runs: &[Value]) -> bool {
-    let slowdowns = Bencher::figures(runs, Watcher::Pacer.key());
-    median_interval95(&slowdowns, 1).is_some_and(|[low, high]| {
-        high - low <= INTERVAL_PERCENT || high <= LIMIT_PERCENT || low > LIMIT_PERCENT
-    })
 }
 
 /// A window without, one with the first watcher, one without, one with the
