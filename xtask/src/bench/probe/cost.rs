@@ -20,6 +20,7 @@ const DEPTHS: [u32; 2] = [1, 64];
 const WRITE_LIMIT_US: f64 = 2.0;
 const SYNC_LIMIT_US_PER_GIB: f64 = 10.0;
 const RAM_GIB: [u32; 4] = [4, 8, 16, 1024];
+const QUICK_RAM_GIB: [u32; 1] = [16];
 /// What the programs count of a log at most.
 const RUN_GIB: u32 = 64;
 /// A guest that stands still, one that writes here and there, the first log.
@@ -32,7 +33,12 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
     let mut parts = writes(bencher)?;
-    for ram_gib in RAM_GIB {
+    let sizes: &[u32] = if bencher.plan.quick {
+        &QUICK_RAM_GIB
+    } else {
+        &RAM_GIB
+    };
+    for &ram_gib in sizes {
         for dirty_percent in DIRTY_PERCENTS {
             parts.push(syncs(bencher, ram_gib, dirty_percent)?);
         }

@@ -42,7 +42,7 @@ pub(super) fn measure(bencher: &mut Bencher<'_>) -> Result<Vec<Part>> {
 /// Against the guest's own word.
 fn windows(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-window";
-    let windows_each = if bencher.plan.quick { 4 } else { 8 };
+    let windows_each = if bencher.plan.quick { 3 } else { 8 };
     let runs = runs(bencher, row, version, (5, 1), |pacer, rng, guest| {
         let options = DirtyCheck::options(guest, version)?;
         let mut check = DirtyCheck::start(pacer, version, options)?;
@@ -68,7 +68,7 @@ fn windows(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>>
 /// Against what QEMU then sends.
 fn migrations(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-migration";
-    let syncs_each = if bencher.plan.quick { 4 } else { 6 };
+    let syncs_each = if bencher.plan.quick { 3 } else { 6 };
     let runs = runs(bencher, row, version, (5, 1), |pacer, rng, guest| {
         let options = DirtyCheck::options(guest, version)?;
         let check = DirtyCheck::start(pacer, version, options)?;
@@ -82,7 +82,7 @@ fn migrations(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Par
 /// With disk reads and network traffic, against QEMU's own count.
 fn with_devices(bencher: &mut Bencher<'_>, version: QemuVersion) -> Result<Vec<Part>> {
     let row = "dirty-devices";
-    let syncs_each = if bencher.plan.quick { 4 } else { 6 };
+    let syncs_each = if bencher.plan.quick { 3 } else { 6 };
     let runs = runs(bencher, row, version, (5, 1), |pacer, rng, guest| {
         let image = Image::create(Place::Disk)?;
         let bytes_per_second = bandwidth(rng, version, guest);
