@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::inbox::{Event, accept};
-use super::{Driver, End};
+use super::{Driver, End, TICK};
 use crate::address::Listener;
 use crate::clock;
 use crate::exit::Failure;
@@ -56,7 +56,7 @@ impl Driver {
     /// With `--qmp`: t0 is now.
     async fn begin_monitored(&mut self, signals: &mut Signals) -> Result<Option<End>, Failure> {
         if let Some(qemu) = self.prepared.qemu {
-            self.attach(qemu);
+            self.attach(qemu).await;
         }
         self.start_clock();
         self.listen_to_qemu();
@@ -119,11 +119,31 @@ impl Driver {
 
     /// Attaches the probe; without it the migration goes on from QMP and the
     /// stream alone.
-    fn attach(&mut self, qemu: ProcessId) {
-        let attached = match self.probe.take() {
-            Some(mut probe) => probe.observe(qemu.pid).map(|()| probe),
-            None => Probe::attach(qemu.pid),
+    async fn attach(&mut self, qemu: ProcessId) {
+        let attached = attached(self.probe.take(), qemu).await;
+        self.take_probe(attached, qemu);
+    }
+
+    /// The same while a migration is waiting to be relayed: forecasts go on.
+    async fn attach_meanwhile(&mut self, qemu: ProcessId) {
+        let attaching = attached(self.probe.take(), qemu);
+        tokio::pin!(attaching);
+        let attached = loop {
+            tokio::select! {
+                attached = &mut attaching => break attached,
+                () = tokio::time::sleep(TICK) => {
+                    let now = clock::now();
+                    self.session.handle_timeout(now);
+                    if self.act(now).await.is_some() {
+                        tracing::debug!("no verdict is possible yet");
+                    }
+                }
+            }
         };
+        self.take_probe(attached, qemu);
+    }
+
+    fn take_probe(&mut self, attached: Result<Probe, ProbeError>, qemu: ProcessId) {
         match attached {
             Ok(probe) => {
                 for warning in self.record.new_warnings(&probe) {
@@ -285,7 +305,7 @@ impl Driver {
     /// Without `--qmp`: a person types `migrate`, or libvirt connects.
     async fn wait_for_person(&mut self, signals: &mut Signals) -> Result<Option<End>, Failure> {
         match self.prepared.qemu {
-            Some(qemu) => self.attach(qemu),
+            Some(qemu) => self.attach(qemu).await,
             None => self.await_process(),
         }
         let mut tidy = tokio::time::interval(TIDY);
@@ -358,7 +378,7 @@ impl Driver {
         match qemu {
             Some(qemu) => {
                 if self.prepared.qemu.is_none() && self.probe.is_some() {
-                    self.attach(qemu);
+                    self.attach_meanwhile(qemu).await;
                 }
                 self.prepared.qemu = Some(qemu);
                 self.watch_process();
@@ -421,6 +441,19 @@ impl Driver {
 pub(super) fn log_stranger(rejected: &crate::relay::channel::Rejected, peer: Option<SocketAddr>) {
     let peer = peer.map_or_else(|| "a local process".to_owned(), |peer| peer.to_string());
     tracing::warn!(%peer, "a connection was closed: {rejected}; still waiting for QEMU");
+}
+
+/// The probe, attached to this process. On a thread of its own: the kernel takes a
+/// second or two for it.
+async fn attached(probe: Option<Probe>, qemu: ProcessId) -> Result<Probe, ProbeError> {
+    let attach = move || match probe {
+        Some(mut probe) => probe.observe(qemu.pid).map(|()| probe),
+        None => Probe::attach(qemu.pid),
+    };
+    match tokio::task::spawn_blocking(attach).await {
+        Ok(attached) => attached,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 async fn relink(reach: &crate::journal::Reach, attempt: uuid::Uuid) -> (Link, Ready) {
