@@ -35,10 +35,14 @@ pub enum Command {
     Dest(DestArgs),
     /// Run on the source host, beside the QEMU whose guest is to move.
     Source(Box<SourceArgs>),
+    /// Say how long a guest's migration would take at which rate, before any.
+    Predict(PredictArgs),
     /// Show what a running QEMU's guest does to its memory and its disks.
     Observe(ObserveArgs),
     /// After a crash: say what this side may do now, and do it.
     Resolve(ResolveArgs),
+    /// Replay a recorded migration under another rate or deadline.
+    Simulate(SimulateArgs),
 }
 
 /// `pacer keygen`.
@@ -128,6 +132,13 @@ pub struct SourceArgs {
     /// Never faster than this.
     #[arg(long, value_name = "RATE")]
     pub max_rate: Option<Rate>,
+    /// With --qmp the guest is looked at for about a second before its first byte
+    /// is sent, and for at most so long after that, for as long as that makes the
+    /// forecast surer. Without it, up to a minute: a quarter of the time that a
+    /// fixed rate takes, a tenth of the time to a deadline, or no time where it is
+    /// to be as fast as possible.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub measure_for: Option<Duration>,
     /// How long the guest may stand at the switchover.
     #[arg(long, value_name = "DURATION", default_value = "300ms", value_parser = parse_positive_duration)]
     pub downtime_limit: Duration,
@@ -148,6 +159,49 @@ pub struct SourceArgs {
     /// Write the report (JSON) here when the migration ends, however it ends.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Keep everything that is seen and decided here, for `pacer simulate`.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+/// `pacer predict`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    rate against time, downtime and bytes:\n    \
+    pacer predict --qmp /run/guest.qmp\n  \
+    the rate that arrives in ten minutes, on a link of 1 Gbit/s:\n    \
+    pacer predict --qmp /run/guest.qmp --max-rate 1Gbit/s --deadline 10m\n\n\
+    The guest runs on; QEMU logs its dirty pages for one to nine seconds, which slows a guest \
+    that writes much. Times count from the start of pacer source. With the rights of pacer \
+    observe the pages are counted by eBPF, else by QEMU.\n\n\
+    Exit codes: 0 predicted, also that it cannot be done; 1 nothing could be asked; 2 usage, or \
+    refused: a migration is under way, or QEMU cannot migrate this guest.")]
+pub struct PredictArgs {
+    /// QMP socket of the QEMU whose guest is to move. It is held for as long as
+    /// this takes, and QEMU serves one client a socket.
+    #[arg(long, value_name = "PATH")]
+    pub qmp: PathBuf,
+    /// Predict this rate; may be given several times. Without it: a dozen rates
+    /// from well below the knee to the highest.
+    #[arg(long, value_name = "RATE")]
+    pub rate: Vec<Rate>,
+    /// Never faster than this. Without it the link is supposed to carry
+    /// 10 Gbit/s.
+    #[arg(long, value_name = "RATE")]
+    pub max_rate: Option<Rate>,
+    /// How long the guest may stand at the switchover.
+    #[arg(long, value_name = "DURATION", default_value = "300ms", value_parser = parse_positive_duration)]
+    pub downtime_limit: Duration,
+    /// Look at the guest for at most so long after the usual second, for as long as
+    /// that makes the prediction surer.
+    #[arg(long, value_name = "DURATION", default_value = "8s", value_parser = parse_duration)]
+    pub measure_for: Duration,
+    /// Say which rate arrives this long after the start.
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
+    pub deadline: Option<Duration>,
+    /// One JSON object and nothing else on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pacer observe`.
@@ -212,6 +266,34 @@ pub struct ResolveArgs {
     /// that is not true, the guest may run twice.
     #[arg(long)]
     pub peer_is_dead: bool,
+}
+
+/// `pacer simulate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    what if it had gone at half the rate:\n    \
+    pacer source … --rate 50MB/s --trace move.trace\n    \
+    pacer simulate move.trace --rate 25MB/s\n\n\
+    Exit codes: 0 simulated, whatever came of it; 1 the trace cannot be read; 2 usage.")]
+pub struct SimulateArgs {
+    /// What `pacer source --trace` wrote.
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// Send at this rate.
+    #[arg(long, value_name = "RATE", conflicts_with = "deadline")]
+    pub rate: Option<Rate>,
+    /// Arrive this long after the start.
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
+    pub deadline: Option<Duration>,
+    /// Never faster than this.
+    #[arg(long, value_name = "RATE")]
+    pub max_rate: Option<Rate>,
+    /// How long the guest may stand at the switchover.
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
+    pub downtime_limit: Option<Duration>,
+    /// One JSON object, and nothing else on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How log lines look.

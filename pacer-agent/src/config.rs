@@ -9,7 +9,7 @@ use crate::units::Rate;
 
 /// What a switchover takes besides copying: a round trip or two, the devices'
 /// state and `cont`. An estimate until the first is measured.
-pub const SWITCHOVER_OVERHEAD: Duration = Duration::from_millis(60);
+pub const SWITCHOVER_OVERHEAD: Duration = Duration::from_millis(35);
 
 /// When the guest is to arrive, as asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

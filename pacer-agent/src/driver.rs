@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -23,6 +23,7 @@ use crate::exit::{Exit, Failure};
 use crate::handover::completion::CompletionWatch;
 use crate::journal::{Entry, Journal};
 use crate::link::Link;
+use crate::pacing::sample::Sample;
 use crate::pacing::session::{Session, SessionConfig};
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
@@ -91,8 +92,8 @@ pub struct Driver {
     probe: Option<Probe>,
     windows: DirtyWindows,
     watch: CompletionWatch,
-    /// Syncs at which a TCG guest's stores were counted.
-    syncs_watched: u32,
+    /// The task that compares the guest's memory with what it was.
+    following: Option<AbortHandle>,
     switchover: Switchover,
     /// A channel is relayed.
     under_way: bool,
@@ -138,13 +139,13 @@ impl Driver {
                 abort: CancellationToken::new(),
                 events: channel_events,
             },
-            record: Record::new(&prepared, config.objective, now),
+            record: Record::new(&mut prepared, config.objective, now),
             link,
             journal: None,
             probe: None,
             windows: DirtyWindows::new(),
             watch: CompletionWatch::default(),
-            syncs_watched: 0,
+            following: None,
             switchover: Switchover::default(),
             under_way: false,
             ending: None,
@@ -225,6 +226,12 @@ impl Driver {
             () = inbox::probe_readable(&mut self.probe) => Wake::Probe,
             () = clock::sleep_until(tick) => Wake::Tick,
         }
+    }
+
+    /// Hands the session an observation.
+    fn tell(&mut self, sample: Sample, at: Time) {
+        self.record.told(sample, at);
+        self.session.handle_sample(sample, at);
     }
 
     /// Everything that is due by time alone.

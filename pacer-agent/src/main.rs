@@ -10,7 +10,7 @@ use pacer_agent::exit::{Exit, Failure};
 use pacer_agent::handover::resolve;
 use pacer_agent::identity::Identity;
 use pacer_agent::shutdown::Signals;
-use pacer_agent::{dest, observe, source};
+use pacer_agent::{dest, observe, predict, simulate, source};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -36,8 +36,10 @@ async fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Dest(args) => dest::run(args, &mut signals).await,
         Command::Source(args) => source::run(*args, &mut signals).await,
+        Command::Predict(args) => predict::run(args, &mut signals).await,
         Command::Observe(args) => observe::run(args, &mut signals).await,
         Command::Resolve(args) => resolve::run(args, &mut signals).await,
+        Command::Simulate(args) => simulate::run(&args),
     }
 }
 
@@ -46,7 +48,11 @@ fn init_logging(command: &Command) {
     let format = match command {
         Command::Dest(args) => args.agent.log_format,
         Command::Source(args) => args.agent.log_format,
-        Command::Keygen(_) | Command::Observe(_) | Command::Resolve(_) => LogFormat::Text,
+        Command::Keygen(_)
+        | Command::Predict(_)
+        | Command::Observe(_)
+        | Command::Resolve(_)
+        | Command::Simulate(_) => LogFormat::Text,
     };
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("warn,pacer=info,pacer_agent=info"));

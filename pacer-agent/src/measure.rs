@@ -2,15 +2,22 @@
 //!
 //! QEMU's own `calc-dirty-rate` makes it read KVM's dirty log, which the probe
 //! counts exactly. Without the probe QEMU's figure is used, in steps of 1 MiB/s.
-//! Under TCG there is no log: QEMU samples pages.
+//! Under TCG there is no log: a sample of pages is compared with what it was, by
+//! Pacer where it may read the guest's memory, else by QEMU.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 
 use crate::clock;
+use crate::content::Snapshot;
+use crate::pacing::measuring::{self, Lead};
 use crate::pacing::sample::{DirtyWindow, Origin};
+use crate::pacing::time::Time;
+use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
 
 /// Window lengths where QEMU measures in milliseconds (8.2 and later).
@@ -59,19 +66,167 @@ impl Accelerator {
     }
 }
 
-/// The measurements that suit `accelerator` and this QEMU, as the arguments of
-/// `calc-dirty-rate` and the length of each window.
-#[must_use]
-pub fn plan(accelerator: Accelerator, version: (u64, u64, u64)) -> Vec<(Value, Duration)> {
-    let windows: Vec<Duration> = if version >= MILLISECONDS {
+/// Measures how a guest dirties its memory, window by window.
+#[derive(Debug)]
+pub struct Measurer {
+    qmp: Qmp,
+    accelerator: Accelerator,
+    /// Where it may be read: the guest's memory as it was.
+    before: Option<Before>,
+}
+
+/// A guest's memory as it was at some time, to be compared with what it is.
+#[derive(Clone, Debug)]
+pub struct Before {
+    since: Time,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Measurer {
+    /// For the guest of `qmp`, with RAM of `ram_bytes` in the process `qemu`,
+    /// where that is known.
+    pub async fn new(
+        qmp: Qmp,
+        accelerator: Accelerator,
+        qemu: Option<ProcessId>,
+        ram_bytes: u64,
+    ) -> Self {
+        let before = match qemu {
+            Some(qemu) => Before::of(qemu, ram_bytes).await,
+            None => None,
+        };
+        Self {
+            qmp,
+            accelerator,
+            before,
+        }
+    }
+
+    /// Measures the usual windows, then longer ones. `heard` is told of each, and says
+    /// how long those may take in all; none if they would find no more.
+    pub async fn look(
+        &self,
+        mut heard: impl FnMut(Result<DirtyWindow, QmpError>) -> Option<Duration>,
+    ) -> Lead {
+        let began = clock::now();
+        let mut longest = Duration::ZERO;
+        let mut most = None;
+        for window in usual(self.qmp.version_numbers()) {
+            most = self.next(window, &mut heard).await;
+            longest = window;
+        }
+        let after = clock::now();
+        let mut lead = Lead {
+            usual: after.since(began),
+            longest,
+            settled: None,
+        };
+        let left = |most: Duration| most.saturating_sub(clock::now().since(after));
+        while let Some(most_now) = most
+            && let Some(window) = measuring::next_window(longest, left(most_now))
+        {
+            most = self.next(window, &mut heard).await;
+            longest = window;
+        }
+        lead.settled = most.is_none().then_some(longest);
+        lead
+    }
+
+    /// What the guest's memory was when this began, where it may be read.
+    #[must_use]
+    pub fn before(&self) -> Option<&Before> {
+        self.before.as_ref()
+    }
+
+    /// Has QEMU measure, and looks at the memory after it, which is a longer
+    /// window at no cost to the guest. Under TCG it is all there is.
+    async fn next(
+        &self,
+        window: Duration,
+        heard: &mut impl FnMut(Result<DirtyWindow, QmpError>) -> Option<Duration>,
+    ) -> Option<Duration> {
+        let is_kvm = self.accelerator == Accelerator::Kvm;
+        let mut most = None;
+        let version = self.qmp.version_numbers();
+        if (is_kvm || self.before.is_none())
+            && let Some(arguments) = arguments(self.accelerator, version, window)
+        {
+            most = heard(measure(&self.qmp, self.accelerator, arguments, window).await);
+        }
+        let compared = match &self.before {
+            Some(before) => before.compared(window).await,
+            None => None,
+        };
+        match compared {
+            Some(compared) => heard(Ok(compared)),
+            None => most,
+        }
+    }
+}
+
+impl Before {
+    async fn of(qemu: ProcessId, ram_bytes: u64) -> Option<Self> {
+        let since = clock::now();
+        match spawn_blocking(move || Snapshot::take(qemu, ram_bytes)).await {
+            Ok(Ok(snapshot)) => Some(Self {
+                since,
+                snapshot: Arc::new(snapshot),
+            }),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the guest's memory is not looked into");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// What is another `window` after it was looked at first, or now if that is
+    /// past; `None` if the memory cannot be read any more.
+    pub async fn compared(&self, window: Duration) -> Option<DirtyWindow> {
+        let left = window.saturating_sub(clock::now().since(self.since));
+        tokio::time::sleep(left).await;
+        let window = clock::now().since(self.since);
+        let snapshot = Arc::clone(&self.snapshot);
+        let compared = spawn_blocking(move || snapshot.changed_pages()).await;
+        Some(DirtyWindow {
+            window,
+            pages: compared.ok()?.ok()?,
+            device_pages: 0,
+            origin: Origin::ContentSampling,
+        })
+    }
+
+    /// How long ago that was.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        clock::now().since(self.since)
+    }
+}
+
+/// The windows that every guest is measured over.
+fn usual(version: (u64, u64, u64)) -> Vec<Duration> {
+    if version >= MILLISECONDS {
         WINDOWS_MS.into_iter().map(Duration::from_millis).collect()
     } else {
         vec![Duration::from_secs(WINDOW_SECONDS)]
-    };
-    windows
-        .into_iter()
-        .filter_map(|window| Some((arguments(accelerator, version, window)?, window)))
-        .collect()
+    }
+}
+
+/// The guest's RAM in bytes, without memory that was plugged in later.
+///
+/// # Errors
+///
+/// As [`Qmp::execute`].
+pub async fn memory_bytes(qmp: &Qmp) -> Result<u64, QmpError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Size {
+        base_memory: u64,
+    }
+    let size: Size = qmp
+        .execute("query-memory-size-summary", Value::Null)
+        .await?;
+    Ok(size.base_memory)
 }
 
 /// The arguments of `calc-dirty-rate` for a window of this length. `None` if
@@ -97,7 +252,8 @@ pub fn arguments(
     Some(arguments)
 }
 
-/// Makes one measurement of [`plan`] and returns QEMU's own figure for it.
+/// Makes one measurement with these [`arguments`] and returns QEMU's own figure
+/// for it.
 ///
 /// # Errors
 ///
@@ -152,14 +308,22 @@ mod tests {
 
     #[test]
     fn old_versions_measure_whole_seconds() {
-        let old = plan(Accelerator::Kvm, (7, 2, 22));
-        assert_eq!(old.len(), 1);
-        assert_eq!(old[0].0, json!({ "mode": "dirty-bitmap", "calc-time": 1 }));
-        let new = plan(Accelerator::Kvm, (10, 0, 2));
-        assert_eq!(new.len(), WINDOWS_MS.len());
-        assert_eq!(new[0].0["calc-time-unit"], "millisecond");
-        let half = Duration::from_millis(500);
-        assert_eq!(arguments(Accelerator::Kvm, (8, 1, 9), half), None);
+        let old = (7, 2, 22);
+        assert_eq!(usual(old), [Duration::from_secs(1)]);
+        let arguments = |version, milliseconds| {
+            arguments(
+                Accelerator::Kvm,
+                version,
+                Duration::from_millis(milliseconds),
+            )
+        };
+        let whole = json!({ "mode": "dirty-bitmap", "calc-time": 1 });
+        assert_eq!(arguments(old, 1000), Some(whole));
+        assert_eq!(arguments((8, 1, 9), 500), None);
+        let new = (10, 0, 2);
+        assert_eq!(usual(new).len(), WINDOWS_MS.len());
+        let half = arguments(new, 500).expect("in milliseconds");
+        assert_eq!(half["calc-time-unit"], "millisecond");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use prometheus::{
 
 use crate::observe::families::ProbeFamilies;
 use crate::observe::line::Line;
-use crate::pacing::forecast::Percentiles;
+use crate::pacing::action::ForecastRecord;
 use crate::pacing::sample::StreamCounters;
 use crate::units::to_f64;
 
@@ -23,6 +23,7 @@ pub struct Metrics {
     rate: GaugeVec,
     finish: GaugeVec,
     forecast_downtime: GaugeVec,
+    forecast_bytes: GaugeVec,
     dirty_rate: GaugeVec,
     verdict: IntGaugeVec,
     outcome: IntGaugeVec,
@@ -105,6 +106,11 @@ impl Metrics {
                 "Forecast of the downtime.",
                 "quantile",
             )?,
+            forecast_bytes: gauges(
+                "migration_forecast_bytes",
+                "Forecast of the bytes put on the wire in all, by the end.",
+                "quantile",
+            )?,
             dirty_rate: gauges(
                 "guest_dirty_bytes_per_second",
                 "Distinct memory the guest writes within a window of this many seconds, per \
@@ -179,8 +185,12 @@ impl Metrics {
     }
 
     /// A forecast.
-    pub fn set_forecast(&self, finish: Percentiles, downtime: Percentiles, verdict: &str) {
-        for (family, figures) in [(&self.finish, finish), (&self.forecast_downtime, downtime)] {
+    pub fn set_forecast(&self, forecast: &ForecastRecord) {
+        for (family, figures) in [
+            (&self.finish, forecast.finish_seconds),
+            (&self.forecast_downtime, forecast.downtime_seconds),
+            (&self.forecast_bytes, forecast.bytes),
+        ] {
             let quantiles = [
                 ("0.05", figures.p05),
                 ("0.5", figures.p50),
@@ -197,7 +207,7 @@ impl Metrics {
         for word in VERDICTS {
             self.verdict
                 .with_label_values(&[word])
-                .set(i64::from(word == verdict));
+                .set(i64::from(word == forecast.verdict.word()));
         }
     }
 

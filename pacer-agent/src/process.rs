@@ -23,6 +23,15 @@ pub struct ProcessId {
     pub start_ticks: u64,
 }
 
+/// A mapping of a process' memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Where it begins.
+    pub address: u64,
+    /// What of it the host had to back with memory so far.
+    pub resident_bytes: u64,
+}
+
 /// Why a process cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -70,10 +79,10 @@ impl ProcessId {
         }
     }
 
-    /// What of the guest's RAM, `ram_bytes` large, the host had to back with
-    /// memory so far. `None` if no mapping can be taken for it.
+    /// The mapping with the guest's RAM, `ram_bytes` large. `None` if none can be
+    /// taken for it.
     #[must_use]
-    pub fn resident_bytes(self, ram_bytes: u64) -> Option<u64> {
+    pub fn guest_ram(self, ram_bytes: u64) -> Option<Mapping> {
         let maps = open(self.pid).and_then(|process| process.smaps()).ok()?;
         // A large guest's RAM may be several mappings (below and above 4 GiB
         // is one block all the same); the smallest that holds it all is it.
@@ -88,8 +97,12 @@ impl ProcessId {
                 ) && map.address.1 - map.address.0 >= ram_bytes
             })
             .min_by_key(|map| map.address.1 - map.address.0)
-            .and_then(|map| map.extension.map.get("Rss").copied())
-            .map(|resident| resident.min(ram_bytes))
+            .and_then(|map| {
+                Some(Mapping {
+                    address: map.address.0,
+                    resident_bytes: map.extension.map.get("Rss")?.min(&ram_bytes).to_owned(),
+                })
+            })
     }
 
     /// The program it runs.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::pacing::baseline::Baselines;
 use crate::pacing::controller::Verdict;
 use crate::pacing::forecast::Percentiles;
 use crate::pacing::ledger::PassRecord;
@@ -84,6 +85,8 @@ pub struct Report {
     pub passes: Vec<Pass>,
     /// Forecasts, at least one a second.
     pub forecasts: Vec<Forecast>,
+    /// What other ways of predicting said with the first forecast.
+    pub baselines: Vec<Baseline>,
     /// Changes of the rate.
     pub rates: Vec<Rate>,
     /// Steps of the handover.
@@ -120,6 +123,17 @@ pub struct Forecast {
     finish_seconds: Interval,
     at_constant_rate_seconds: Interval,
     downtime_seconds: Interval,
+    bytes: Interval,
+    percent: f64,
+    change: bool,
+}
+
+/// What another way of predicting said.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Baseline {
+    name: &'static str,
+    /// From t0; null: never.
+    finish_seconds: Option<f64>,
 }
 
 /// A figure and its doubt; empty where unknown.
@@ -206,6 +220,7 @@ impl Report {
             earliest_feasible_seconds: None,
             passes: Vec::new(),
             forecasts: Vec::new(),
+            baselines: Vec::new(),
             rates: Vec::new(),
             handover: Vec::new(),
             throttle: Vec::new(),
@@ -214,6 +229,14 @@ impl Report {
             qemu: Qemu::default(),
             probe: Probe::default(),
         }
+    }
+
+    /// Keeps a forecast.
+    pub fn forecast(&mut self, forecast: &ForecastRecord) {
+        if self.baselines.is_empty() && forecast.verdict != Verdict::Unknown {
+            self.baselines = named(forecast.baselines);
+        }
+        self.forecasts.push((*forecast).into());
     }
 
     /// Notes the arrival after `total_seconds` and judges the deadline: missed
@@ -253,6 +276,19 @@ impl Report {
         }
         renamed
     }
+}
+
+fn named(baselines: Baselines) -> Vec<Baseline> {
+    let baseline = |(name, finish_seconds)| Baseline {
+        name,
+        finish_seconds,
+    };
+    let all = [
+        ("remaining-over-rate", baselines.remaining_over_rate),
+        ("geometric", baselines.geometric),
+        ("dirty-vector", baselines.dirty_vector),
+    ];
+    all.map(baseline).into()
 }
 
 impl Verdict {
@@ -299,6 +335,9 @@ impl From<ForecastRecord> for Forecast {
             finish_seconds: record.finish_seconds.into(),
             at_constant_rate_seconds: record.at_constant_rate_seconds.into(),
             downtime_seconds: record.downtime_seconds.into(),
+            bytes: record.bytes.into(),
+            percent: record.percent,
+            change: record.change,
         }
     }
 }

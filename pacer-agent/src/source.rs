@@ -1,5 +1,6 @@
 //! `pacer source`: everything that must be right before a migration begins.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -21,6 +22,7 @@ use crate::process::ProcessId;
 use crate::qmp::Qmp;
 use crate::relay::endpoint::EndpointError;
 use crate::shutdown::Signals;
+use crate::trace::TraceWriter;
 
 /// The source's QEMU where Pacer may talk to it.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub struct Prepared {
     pub qemu: Option<ProcessId>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// What is seen and decided goes there; the driver takes it.
+    pub trace: Option<TraceWriter>,
 }
 
 /// Runs the source's agent until its migration has ended.
@@ -75,6 +79,7 @@ pub async fn run(args: SourceArgs, signals: &mut Signals) -> Result<Exit, Failur
         ))
     })?;
     check_journal()?;
+    let trace = args.trace.as_deref().map(create_trace).transpose()?;
     let metrics = Arc::new(Metrics::new("source").map_err(anyhow::Error::new)?);
     let _server = http::serve_if(args.agent.metrics.as_deref(), &metrics).await?;
     let monitored = match &args.qmp {
@@ -110,8 +115,18 @@ pub async fn run(args: SourceArgs, signals: &mut Signals) -> Result<Exit, Failur
         monitored,
         qemu,
         metrics,
+        trace,
     };
     Driver::new(prepared).run(signals).await
+}
+
+fn create_trace(path: &Path) -> Result<TraceWriter, Failure> {
+    TraceWriter::create(path).map_err(|error| {
+        Failure::not_started(format!(
+            "the trace {} cannot be made ({error})",
+            path.display()
+        ))
+    })
 }
 
 /// A handover that cannot be remembered is not begun.
@@ -124,7 +139,11 @@ fn check_journal() -> Result<(), Failure> {
 }
 
 /// Is there a QEMU at `path` whose guest can be migrated?
-async fn inspect(path: &std::path::Path, pid: Option<u32>) -> Result<Monitored, Failure> {
+///
+/// # Errors
+///
+/// If not, or a migration is under way.
+pub(crate) async fn inspect(path: &Path, pid: Option<u32>) -> Result<Monitored, Failure> {
     let qmp = Qmp::connect(path).await.map_err(anyhow::Error::new)?;
     let pid = match pid {
         Some(pid) => pid,

@@ -6,24 +6,29 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::inbox::{Event, accept};
+use super::inbox::{Event, accept, follow};
 use super::{Driver, End, TICK};
 use crate::address::Listener;
 use crate::clock;
+use crate::content;
 use crate::exit::Failure;
 use crate::fault;
 use crate::journal::{Entry, Journal, Step, directory};
 use crate::link::{Link, Ready};
-use crate::measure::{self, Accelerator};
-use crate::pacing::sample::{Ram, Sample};
+use crate::measure::{self, Measurer};
+use crate::pacing::measuring;
+use crate::pacing::objective::Objective;
+use crate::pacing::sample::{DirtyWindow, Origin, Ram, Sample};
 use crate::pacing::session::{Session, SessionConfig};
 use crate::pacing::time::Time;
 use crate::probe::windows::BURST_GAP;
 use crate::probe::{Probe, ProbeError};
 use crate::process::{ProcessId, owner_of_connection};
+use crate::qmp::QmpError;
 use crate::relay::channel::Inspected;
 use crate::settings;
 use crate::shutdown::Signals;
+use crate::units::to_f64;
 
 /// A management daemon may hold the connection for a moment before it passes it
 /// on to QEMU.
@@ -75,7 +80,6 @@ impl Driver {
         if let Some(end) = self.act(now).await {
             return Ok(Some(end));
         }
-        self.watch_stores();
         self.start_migration().await?;
         Ok(None)
     }
@@ -90,7 +94,7 @@ impl Driver {
             switchover_overhead: crate::config::SWITCHOVER_OVERHEAD,
         };
         self.session = Session::new(config, t0);
-        self.record.start(t0, objective);
+        self.record.start(t0, &config);
         self.wall_offset = super::wall_offset();
         self.next_progress = t0;
     }
@@ -180,72 +184,89 @@ impl Driver {
         }
     }
 
-    /// Under TCG only the stores themselves show which pages are written.
-    fn watch_stores(&mut self) {
-        let is_tcg = self
-            .prepared
-            .monitored
-            .as_ref()
-            .is_some_and(|monitored| monitored.accelerator == Accelerator::Tcg);
-        if let Some(probe) = &mut self.probe
-            && is_tcg
-        {
-            match probe.watch_stores(true) {
-                Ok(()) => self.syncs_watched = 0,
-                Err(error) => tracing::warn!(
-                    "the guest's stores are not counted: {:#}",
-                    anyhow::Error::new(error)
-                ),
-            }
-        }
-    }
-
     /// Sizes up the guest and how it dirties its memory.
-    async fn measure(&mut self) -> Result<(), crate::qmp::QmpError> {
+    async fn measure(&mut self) -> Result<(), QmpError> {
         let Some(monitored) = &self.prepared.monitored else {
             return Ok(());
         };
         let (qmp, accelerator) = (monitored.qmp.clone(), monitored.accelerator);
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        struct Size {
-            base_memory: u64,
-        }
-        let size: Size = qmp
-            .execute("query-memory-size-summary", serde_json::Value::Null)
-            .await?;
-        self.on_ram(size.base_memory, size.base_memory);
-        for (arguments, window) in measure::plan(accelerator, qmp.version_numbers()) {
-            match measure::measure(&qmp, accelerator, arguments, window).await {
-                Ok(measured) => {
-                    let now = clock::now() + BURST_GAP;
-                    if !self.take_dirty_logs(now) {
-                        tracing::debug!(?measured, "QEMU measured");
-                        self.session.handle_sample(Sample::Dirty(measured), now);
-                    }
-                }
-                // Another measurement may be under way, or the guest be paused.
-                Err(error) => tracing::warn!("the dirty rate was not measured: {error}"),
-            }
+        let total_bytes = measure::memory_bytes(&qmp).await?;
+        let content_bytes = self.on_ram(total_bytes, total_bytes);
+        let measurer = Measurer::new(qmp, accelerator, self.prepared.qemu, total_bytes).await;
+        measurer
+            .look(|measured| self.on_measured(measured, content_bytes))
+            .await;
+        if let Some(before) = measurer.before() {
+            let following = follow(before.clone(), self.events.clone());
+            self.following = Some(self.tasks.spawn(following));
         }
         Ok(())
     }
 
+    /// For how long longer windows may be measured; `None` if they would find no more.
+    fn on_measured(
+        &mut self,
+        measured: Result<DirtyWindow, QmpError>,
+        content_bytes: u64,
+    ) -> Option<Duration> {
+        match measured {
+            Ok(measured) if measured.origin == Origin::ContentSampling => {
+                self.tell(Sample::Dirty(measured), clock::now());
+            }
+            Ok(measured) => {
+                let now = clock::now() + BURST_GAP;
+                if !self.take_dirty_logs(now) {
+                    self.tell(Sample::Dirty(measured), now);
+                }
+            }
+            // Another measurement may be under way, or the guest be paused.
+            Err(error) => tracing::warn!("the dirty rate was not measured: {error}"),
+        }
+        let is_growing = self.session.dirty_curve().is_growing();
+        is_growing.then(|| self.measuring_budget(content_bytes))
+    }
+
+    /// For how long windows may be measured that are longer than the usual ones. As
+    /// fast as possible is not to be held up.
+    fn measuring_budget(&self, content_bytes: u64) -> Duration {
+        if let Some(asked) = self.prepared.args.measure_for {
+            return asked;
+        }
+        let once = |rate: u64| Duration::from_secs(content_bytes / rate.max(1));
+        match self.session.objective() {
+            Objective::At(deadline) | Objective::By(deadline) => {
+                let highest = self.prepared.args.max_rate;
+                let least = highest.map(|rate| once(rate.bytes_per_second()));
+                measuring::budget_before(deadline, least)
+            }
+            Objective::Fixed(rate) => {
+                let outlook = self.session.outlook_at(to_f64(rate), clock::now());
+                let expected = outlook.map(|outlook| outlook.expected(to_f64(rate)));
+                measuring::budget(expected.unwrap_or_else(|| once(rate)))
+            }
+            Objective::Fastest => Duration::ZERO,
+        }
+    }
+
     /// The guest's memory is this large; all but its largest block (ROMs and
-    /// the like) is taken as resident.
-    pub(super) fn on_ram(&mut self, total_bytes: u64, largest_block_bytes: u64) {
-        let resident_bytes = self
+    /// the like) is taken as not zero.
+    /// Returns the bytes that are not zero, or all of them.
+    pub(super) fn on_ram(&mut self, total_bytes: u64, largest_block_bytes: u64) -> u64 {
+        let content = self
             .prepared
             .qemu
-            .and_then(|qemu| qemu.resident_bytes(largest_block_bytes))
-            .map(|bytes| bytes + (total_bytes - largest_block_bytes));
-        tracing::info!(total_bytes, resident_bytes, "the guest's memory");
+            .and_then(|qemu| content::content(qemu, largest_block_bytes));
+        let content_bytes =
+            content.map(|content| content.bytes + (total_bytes - largest_block_bytes));
+        tracing::info!(total_bytes, content_bytes, "the guest's memory");
         self.windows.expect_ram(total_bytes);
         let ram = Ram {
             total_bytes,
-            resident_bytes,
+            content_bytes,
+            content_parts: content.and_then(|content| content.parts),
         };
-        self.session.handle_sample(Sample::Ram(ram), clock::now());
+        self.tell(Sample::Ram(ram), clock::now());
+        content_bytes.unwrap_or(total_bytes)
     }
 
     /// P1: settings, the journal, `migrate`.
@@ -419,21 +440,21 @@ impl Driver {
             return Some(End::Failed(error.to_string()));
         }
         let now = clock::now();
-        self.session.handle_sample(Sample::StreamStarted, now);
+        self.tell(Sample::StreamStarted, now);
         None
     }
 
     /// Takes in what the probe has seen. True if that was a point of the curve.
     pub(super) fn take_dirty_logs(&mut self, now: Time) -> bool {
-        self.take_probe_events();
+        let is_point = self.take_probe_events();
         match self.windows.flush(now) {
             Some(sample) => {
                 tracing::debug!(?sample, "dirty log");
                 self.record.sample(sample, now);
-                self.session.handle_sample(sample, now);
+                self.tell(sample, now);
                 true
             }
-            None => false,
+            None => is_point,
         }
     }
 }

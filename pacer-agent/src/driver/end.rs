@@ -62,7 +62,7 @@ impl Driver {
         let completed_at = clock::now();
         self.take_probe_events();
         let stopped_at = self.switchover.stopped_at.unwrap_or(completed_at);
-        self.session.handle_sample(Sample::Stopped, stopped_at);
+        self.tell(Sample::Stopped, stopped_at);
         self.observe(completed_at);
         let Some((journal, mut entry)) = self.journal.take() else {
             return (Outcome::Stopped, Some(unclear("its process was not found")));
@@ -98,7 +98,7 @@ impl Driver {
     }
 
     async fn arrive(&mut self, stopped_at: Time, at: Time) {
-        self.session.handle_sample(Sample::Running, at);
+        self.tell(Sample::Running, at);
         let total = self.record.seconds(at);
         let downtime = at.since(stopped_at).as_secs_f64();
         let early_is_fine = self.prepared.wish.early_is_fine();

@@ -2,18 +2,25 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
 use crate::address::Listener;
 use crate::link::Link;
+use crate::measure::Before;
+use crate::pacing::sample::DirtyWindow;
 use crate::probe::Probe;
 use crate::qmp::{MigrationInfo, QmpError, QmpEvent, RunStatus};
 use crate::relay::channel::{self, Inspected, Rejected};
 use crate::relay::control::ControlError;
 use crate::relay::frame::Message;
 
+/// The guest's memory is compared again when its window has grown by this, or at
+/// least by so much.
+const GROWTH: f64 = 1.2;
+const LEAST_GROWTH: Duration = Duration::from_millis(500);
 /// Connections looked at at once; strangers beyond that wait.
 const MOST_INSPECTED: usize = 16;
 
@@ -33,6 +40,8 @@ pub(super) enum Event {
     Progress(Result<MigrationInfo, QmpError>),
     /// The answer to `query-status`, asked at STOP.
     StatusAtStop(Result<RunStatus, QmpError>),
+    /// The guest's memory was compared with what it was.
+    Compared(DirtyWindow),
     /// QEMU refused `migrate`.
     MigrateRefused(QmpError),
     /// `migrate_cancel` did not reach QEMU in time.
@@ -47,6 +56,20 @@ pub(super) async fn forward_channel(
 ) {
     while let Some(event) = inbox.recv().await {
         if events.send(Event::Channel(event)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Compares the guest's memory with what it was, over ever longer windows.
+pub(super) async fn follow(before: Before, events: UnboundedSender<Event>) {
+    loop {
+        let age = before.age();
+        let window = age.mul_f64(GROWTH).max(age + LEAST_GROWTH);
+        let Some(compared) = before.compared(window).await else {
+            return;
+        };
+        if events.send(Event::Compared(compared)).is_err() {
             return;
         }
     }

@@ -8,12 +8,13 @@ use crate::metrics::Metrics;
 use crate::observe::feed::Feed;
 use crate::pacing::controller::{Objective, Verdict};
 use crate::pacing::sample::Sample;
-use crate::pacing::session::{Action, Session};
+use crate::pacing::session::{Action, Session, SessionConfig};
 use crate::pacing::time::Time;
 use crate::probe::Probe;
 use crate::progress::{Progress, View};
 use crate::report::{self, Outcome, Report, Step, limited};
 use crate::source::Prepared;
+use crate::trace::{Entry, Header, TraceWriter};
 use crate::units::{from_f64, show_seconds};
 
 /// Windows at which the dirty curve is shown.
@@ -28,6 +29,7 @@ pub(super) struct Record {
     pub(super) metrics: Arc<Metrics>,
     pub(super) progress: Progress,
     pub(super) t0: Time,
+    trace: Option<TraceWriter>,
     feed: Option<Feed>,
     next_feed: Time,
     /// Runs of programs that the kernel had left out by then.
@@ -37,7 +39,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(prepared: &Prepared, objective: Objective, now: Time) -> Self {
+    pub(super) fn new(prepared: &mut Prepared, objective: Objective, now: Time) -> Self {
         let limit = prepared.args.downtime_limit.as_secs_f64();
         let mut report = Report::new(clock::wall(), limit);
         report.deadline_seconds = objective.deadline().map(|deadline| deadline.as_secs_f64());
@@ -51,6 +53,7 @@ impl Record {
             metrics: Arc::clone(&prepared.metrics),
             progress: Progress::new(now),
             t0: now,
+            trace: prepared.trace.take(),
             feed: None,
             next_feed: now,
             missed_runs: 0,
@@ -64,10 +67,34 @@ impl Record {
     }
 
     /// t0 is now.
-    pub(super) fn start(&mut self, t0: Time, objective: Objective) {
+    pub(super) fn start(&mut self, t0: Time, config: &SessionConfig) {
         self.t0 = t0;
         self.report.started_at = clock::wall().to_string();
-        self.report.deadline_seconds = objective.deadline().map(|deadline| deadline.as_secs_f64());
+        let deadline = config.objective.deadline();
+        self.report.deadline_seconds = deadline.map(|deadline| deadline.as_secs_f64());
+        if let Some(trace) = &mut self.trace {
+            let header = Header {
+                pacer_version: env!("CARGO_PKG_VERSION").to_owned(),
+                started_at: self.report.started_at.clone(),
+                qemu_version: self.report.qemu.source_version.clone(),
+                accelerator: self.report.qemu.accelerator.clone(),
+                objective: config.objective,
+                limits: config.limits,
+                switchover_overhead: config.switchover_overhead,
+            };
+            trace.begin(&header, t0);
+        }
+    }
+
+    /// Keeps what the session is told.
+    pub(super) fn told(&mut self, sample: Sample, at: Time) {
+        self.trace(at, &Entry::Sample(sample));
+    }
+
+    fn trace(&mut self, at: Time, entry: &Entry) {
+        if let Some(trace) = &mut self.trace {
+            trace.entry(at, entry);
+        }
     }
 
     /// A step of the handover.
@@ -91,13 +118,17 @@ impl Record {
                 self.rate(u64::MAX, reason.to_string(), session, now);
             }
             Action::Forecast(forecast) => {
-                self.metrics.set_forecast(
-                    forecast.finish_seconds,
-                    forecast.downtime_seconds,
-                    forecast.verdict.word(),
-                );
+                self.metrics.set_forecast(forecast);
                 self.verdict(forecast.verdict, forecast.earliest_feasible_seconds);
-                self.report.forecasts.push((*forecast).into());
+                self.report.forecast(forecast);
+                if forecast.change {
+                    tracing::info!(
+                        "the guest writes its memory otherwise than before; forecast anew"
+                    );
+                }
+                if let Some(trace) = &mut self.trace {
+                    trace.flush();
+                }
             }
             Action::Verdict {
                 verdict,
@@ -112,9 +143,19 @@ impl Record {
         }
     }
 
+    /// What is aimed at from `now` on.
+    pub(super) fn objective(&mut self, objective: Objective, now: Time) {
+        self.trace(now, &Entry::Objective(objective));
+    }
+
     pub(super) fn rate(&mut self, rate: u64, reason: String, session: &Session, now: Time) {
         tracing::debug!(rate, reason, "rate");
         let at_seconds = self.seconds(now);
+        let entry = Entry::Rate {
+            bytes_per_second: rate,
+            reason: reason.clone(),
+        };
+        self.trace(now, &entry);
         self.metrics.set_rates(Some(rate), session.achieved_rate());
         self.report.rates.push(report::Rate {
             at_seconds,
@@ -239,6 +280,13 @@ impl Record {
         self.report.reason = reason;
         self.report.finished_at = clock::wall().to_string();
         self.metrics.set_outcome(outcome.word());
+        let ended = Entry::Ended {
+            outcome: outcome.word().to_owned(),
+        };
+        self.trace(clock::now(), &ended);
+        if let Some(trace) = &mut self.trace {
+            trace.flush();
+        }
         self.progress.clear();
     }
 }

@@ -11,8 +11,8 @@ use crate::clock;
 use crate::fault;
 use crate::handover::completion::Completion;
 use crate::pacing::controller::Verdict;
-use crate::pacing::sample::{QemuProgress, Sample};
-use crate::pacing::session::Action;
+use crate::pacing::sample::{DirtyWindow, QemuProgress, Sample};
+use crate::pacing::session::{Action, Phase};
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
 use crate::probe::EventKind;
@@ -35,9 +35,6 @@ const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 const STATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A cancel that raced with the end would show by then.
 const STATE_SETTLE: Duration = Duration::from_millis(50);
-/// Syncs at which a TCG guest's stores are counted: the first begins a window,
-/// the others each tell one, and QEMU's own figures of later ones then serve.
-const WATCHED_SYNCS: u32 = 3;
 /// A step of the wall's clock that is followed.
 const WALL_STEP_NANOS: u128 = 1_000_000_000;
 
@@ -71,6 +68,7 @@ impl Driver {
             }
             Event::StatusAtStop(Ok(status)) if status.status == "paused" => self.on_paused(now),
             Event::StatusAtStop(_) => {}
+            Event::Compared(window) => self.on_compared(window, now),
             Event::MigrateRefused(error) => return Some(End::Failed(error.to_string())),
             Event::CancelFailed(error) => {
                 tracing::warn!(%error, "QEMU cannot be told to cancel; its connections are reset");
@@ -85,6 +83,20 @@ impl Driver {
             }
         }
         None
+    }
+
+    /// Until the first sync counts what was written in all of the first pass.
+    fn on_compared(&mut self, window: DirtyWindow, now: Time) {
+        match self.session.phase() {
+            Phase::Waiting | Phase::Copying { pass: 1 } => {
+                self.tell(Sample::Dirty(window), now);
+            }
+            _ => {
+                if let Some(following) = self.following.take() {
+                    following.abort();
+                }
+            }
+        }
     }
 
     async fn handle_qmp(&mut self, event: &QmpEvent, now: Time) -> Option<End> {
@@ -124,7 +136,7 @@ impl Driver {
                 normal_pages: ram.normal,
                 zero_pages: ram.duplicate,
             };
-            self.session.handle_sample(Sample::Qemu(progress), now);
+            self.tell(Sample::Qemu(progress), now);
         }
         match info.status.as_deref() {
             Some("failed" | "cancelled") => {
@@ -217,7 +229,7 @@ impl Driver {
                 total_bytes,
                 largest_block_bytes,
             } if self.prepared.monitored.is_none() => {
-                self.on_ram(*total_bytes, *largest_block_bytes);
+                let _ = self.on_ram(*total_bytes, *largest_block_bytes);
             }
             Seen::LastRam => self.on_stop(now),
             Seen::Aside { what } => {
@@ -231,35 +243,26 @@ impl Driver {
         }
     }
 
-    pub(super) fn take_probe_events(&mut self) {
-        let Some(probe) = &mut self.probe else { return };
-        let mut stores_counted = 0;
+    /// Takes in what the probe has seen. True if a point of the curve was in it.
+    pub(super) fn take_probe_events(&mut self) -> bool {
+        let Some(probe) = &mut self.probe else {
+            return false;
+        };
+        let mut is_point = false;
         for event in probe.drain() {
             if let Some(sample) = self.windows.handle_event(&event) {
                 tracing::debug!(?sample, "dirty log");
                 self.record.sample(sample, event.at);
-                self.session.handle_sample(sample, event.at);
+                self.tell(sample, event.at);
+                is_point = true;
             }
             match event.kind {
                 EventKind::MigrationState { old, new } => self.watch.on_state(old, new),
-                EventKind::StoresCounted { .. } => stores_counted += 1,
                 EventKind::GuestStopping if self.under_way => self.on_stop(event.at),
                 _ => {}
             }
         }
-        self.end_watching_stores(stores_counted);
-    }
-
-    /// A guest under TCG is slowed down while its stores are counted.
-    fn end_watching_stores(&mut self, syncs: u32) {
-        self.syncs_watched += syncs;
-        if let Some(probe) = &mut self.probe
-            && syncs > 0
-            && self.syncs_watched >= WATCHED_SYNCS
-            && let Err(error) = probe.watch_stores(false)
-        {
-            tracing::debug!(%error, "the programs count on");
-        }
+        is_point
     }
 
     pub(super) async fn handle_message(&mut self, message: Message, now: Time) -> Option<End> {
@@ -334,7 +337,7 @@ impl Driver {
         }
         if self.under_way {
             let counters = self.shared.counters.snapshot();
-            self.session.handle_sample(Sample::Stream(counters), now);
+            self.tell(Sample::Stream(counters), now);
             self.record.metrics.set_bytes(counters);
             self.record.report.bytes_from_qemu = counters.bytes_from_qemu;
             self.record.report.bytes_on_wire = counters.bytes_on_wire;
@@ -383,7 +386,10 @@ impl Driver {
             }
             self.record.action(&action, &self.session, now);
         }
-        if infeasible && self.prepared.args.on_infeasible == OnInfeasible::Abort {
+        // Past STOP the guest is all but there.
+        let may_abort = self.switchover.stopped_at.is_none()
+            && self.prepared.args.on_infeasible == OnInfeasible::Abort;
+        if infeasible && may_abort {
             let reason = "the deadline cannot be met (--on-infeasible abort)".to_owned();
             let end = End::Cancelled(reason);
             return if self.under_way {
@@ -460,6 +466,7 @@ impl Driver {
             "the wall's clock was stepped; the deadline follows it"
         );
         self.session.set_objective(objective, now);
+        self.record.objective(objective, now);
         self.record.report.deadline_seconds = deadline;
         let at_seconds = self.record.seconds(now);
         self.record

@@ -34,7 +34,7 @@ use crate::cli::ObserveArgs;
 use crate::clock;
 use crate::exit::{Exit, Failure};
 use crate::http;
-use crate::measure::Accelerator;
+use crate::measure::{self, Accelerator};
 use crate::pacing::time::Time;
 use crate::probe::windows::{BURST_GAP, DirtyWindows};
 use crate::probe::{self, Probe, ProbeError};
@@ -148,21 +148,15 @@ fn explain(error: ProbeError) -> Failure {
 impl Observer {
     /// What QEMU is, before it is asked to measure.
     async fn ask_qemu(&mut self, qmp: &Qmp) -> Result<Accelerator, Failure> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        struct Size {
-            base_memory: u64,
-        }
-        let size: Size = qmp
-            .execute("query-memory-size-summary", serde_json::Value::Null)
+        let total_bytes = measure::memory_bytes(qmp)
             .await
             .map_err(anyhow::Error::new)?;
         let accelerator = Accelerator::of(qmp).await.map_err(anyhow::Error::new)?;
         self.feed.state.qemu.version = Some(qmp.version());
         self.feed.state.qemu.accelerator = Some(accelerator.word());
-        self.feed.state.ram.set_total(size.base_memory);
+        self.feed.state.ram.set_total(total_bytes);
         self.feed.state.ram.asking = Asking::Measuring;
-        self.windows.expect_ram(size.base_memory);
+        self.windows.expect_ram(total_bytes);
         Ok(accelerator)
     }
 

@@ -196,6 +196,7 @@ pub const fn word(origin: Origin) -> &'static str {
         Origin::StoreHelper => "store-helper",
         Origin::Qemu => "qemu",
         Origin::PageSampling => "page-sampling",
+        Origin::ContentSampling => "content-sampling",
         Origin::Stream => "stream",
     }
 }

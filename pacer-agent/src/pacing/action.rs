@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::baseline::Baselines;
 use super::forecast::Percentiles;
 use super::ledger::PassRecord;
 use super::objective::{Limits, Objective, Reason, Verdict};
@@ -19,6 +20,10 @@ pub struct SessionConfig {
 
 /// What the driver should do.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a forecast is made once a second"
+)]
 pub enum Action {
     /// Set the bucket.
     SetRate {
@@ -64,6 +69,15 @@ pub struct ForecastRecord {
     pub at_constant_rate_seconds: Percentiles,
     /// From STOP to running at the destination.
     pub downtime_seconds: Percentiles,
+    /// On the wire in all, by the end.
+    pub bytes: Percentiles,
+    /// How much of the forecast work is done, in percent.
+    pub percent: f64,
+    /// Since the forecast before, a sync was found that is no noise: the guest
+    /// has changed what it does.
+    pub change: bool,
+    /// What others would say, in seconds from t0.
+    pub baselines: Baselines,
 }
 
 /// How far a migration is.

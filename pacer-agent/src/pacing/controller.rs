@@ -57,6 +57,9 @@ const SPRINT_OVER_KNEE: f64 = 1.5;
 const SPRINT_OVER_STEADY: f64 = 1.25;
 /// The lowest rate of the last seconds over the knee, for the same reason.
 const FLOOR_OVER_KNEE: f64 = 1.3;
+/// Without a deadline a plan is given up as never ending only if it would not end
+/// for a guest that is so many deviations calmer than expected either.
+const CALMER: f64 = 1.0;
 /// How much busier than expected, in deviations, the guest is planned for while
 /// there is time to correct it downwards.
 const PESSIMISM: f64 = 0.7;
@@ -138,7 +141,7 @@ impl Controller {
         let (plan, reason) = match self.objective {
             Objective::Fixed(rate) => {
                 let rate = limited.map_or(rate, |limit| rate.min(limit));
-                (Plan::constant(to_f64(rate)), Reason::Fixed)
+                (Plan::constant(to_f64(rate).min(cap)), Reason::Fixed)
             }
             Objective::Fastest => (Plan::constant(cap), Reason::Fastest),
             Objective::At(deadline) => {
@@ -155,14 +158,15 @@ impl Controller {
         if reason != Reason::Waiting {
             self.steady_rate = plan.rate_now();
         }
-        self.judge(outlook, now, earliest);
-        let unlimited = reason == Reason::Fastest && limited.is_none();
+        self.judge(outlook, &plan, now, earliest);
+        let rate = match self.objective {
+            // Also where the link takes less: that may change.
+            Objective::Fixed(rate) => limited.map_or(rate, |limit| rate.min(limit)),
+            Objective::Fastest if limited.is_none() => u64::MAX,
+            _ => to_u64(plan.rate_now().ceil()),
+        };
         Decision {
-            rate: if unlimited {
-                u64::MAX
-            } else {
-                to_u64(plan.rate_now().ceil()).max(1)
-            },
+            rate: rate.max(1),
             reason,
             verdict: self.verdict,
             earliest_feasible: (outlook.dirtying.curve.is_some() && earliest.is_finite())
@@ -173,7 +177,8 @@ impl Controller {
 
     /// Feasible and infeasible are left only when the other is sure, so that
     /// the verdict does not flicker where the deadline is just within reach.
-    fn judge(&mut self, outlook: &Outlook<'_>, now: f64, earliest: f64) {
+    /// Without a deadline it is whether the plan ever ends.
+    fn judge(&mut self, outlook: &Outlook<'_>, plan: &Plan, now: f64, earliest: f64) {
         if outlook.dirtying.curve.is_none() {
             self.verdict = Verdict::Unknown;
             return;
@@ -183,8 +188,12 @@ impl Controller {
                 let deadline = deadline.as_secs_f64();
                 (now + earliest - deadline, (deadline * 0.005).max(0.5))
             }
-            None if earliest.is_finite() => (-1.0, 0.0),
-            None => (f64::INFINITY, 0.0),
+            None => {
+                let never = |deviations| !outlook.outcome_at(plan, deviations).converges();
+                let late = if never(0.0) { 1.0 } else { -1.0 };
+                let is_sure = late > 0.0 && never(-CALMER);
+                (late, if is_sure { 0.0 } else { f64::INFINITY })
+            }
         };
         self.verdict = match self.verdict {
             Verdict::Infeasible if late > 0.0 => Verdict::Infeasible,
@@ -313,19 +322,13 @@ impl Search<'_> {
     /// early. QEMU's threshold follows the rate, so a sync at a low one tells
     /// what is dirty without ending the migration.
     fn fade(&self, plan: Plan, reason: Reason) -> (Plan, Reason) {
-        let Outlook {
-            state,
-            dirtying,
-            dirty_uncertainty,
-            terms,
-            ..
-        } = self.outlook;
+        let Outlook { state, terms, .. } = self.outlook;
         let at_best = self.outlook.outcome_at(&plan, -OPTIMISM).finish;
         if at_best >= self.left - EARLY_SECONDS {
             return (plan, reason);
         }
-        let found = dirtying.pages_after(state.pass_seconds, state.total_pages)
-            * (-OPTIMISM * dirty_uncertainty).exp();
+        let calm = self.outlook.dirtying_at(-OPTIMISM);
+        let found = calm.pages_after(state.pass_seconds, state.total_pages);
         let harmless = SYNC_SHARE * found * PAGE_BYTES / terms.downtime_limit.max(1e-3);
         let fading = (state.normal_pages + state.zero_pages) * PAGE_BYTES
             / (terms.downtime_limit + FADE_SECONDS);

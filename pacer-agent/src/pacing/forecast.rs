@@ -1,5 +1,7 @@
 //! Curve, state and rate into a forecast with its interval.
 
+use std::time::Duration;
+
 use super::passes::{Dirtying, Outcome, Plan, State, Terms, simulate};
 
 /// Three points of a distribution. `None` where it is unknown or never.
@@ -45,8 +47,10 @@ pub struct Outlook<'a> {
     pub mix_uncertainty: f64,
     /// The guest, at its most likely.
     pub dirtying: Dirtying<'a>,
-    /// Standard deviation of the logarithm of pages dirtied.
+    /// Standard deviation of the logarithm of [`Dirtying::level`].
     pub dirty_uncertainty: f64,
+    /// Standard deviation of the logarithm of [`Dirtying::extent`].
+    pub extent_uncertainty: f64,
     /// The fixed part.
     pub terms: Terms,
 }
@@ -63,7 +67,7 @@ pub struct Forecast {
 }
 
 /// 5 % of a normal distribution are beyond this many deviations.
-const TAIL: f64 = 1.645;
+pub(super) const TAIL: f64 = 1.645;
 /// The link and QEMU do not keep a rate exactly.
 const RATE_UNCERTAINTY: f64 = 0.01;
 /// A tick, QEMU's measuring and a switchover are not known better, in seconds.
@@ -92,10 +96,30 @@ impl Outlook<'_> {
         let mut state = self.state;
         state.normal_pages = mixed.min(normal_pages + zero_pages);
         state.zero_pages = normal_pages + zero_pages - state.normal_pages;
-        let dirtying = self
-            .dirtying
-            .scaled((deviations * self.dirty_uncertainty).exp());
-        simulate(&state, plan, &dirtying, &self.terms)
+        simulate(&state, plan, &self.dirtying_at(deviations), &self.terms)
+    }
+
+    /// How long a migration at `rate` is expected to take; one that does not end twice
+    /// as long as its memory takes.
+    #[must_use]
+    pub fn expected(&self, rate: f64) -> Duration {
+        let finish = self.outcome(&Plan::constant(rate)).finish;
+        let seconds = if finish.is_finite() {
+            finish
+        } else {
+            2.0 * self.state.pending_bytes() / rate.max(1.0)
+        };
+        Duration::from_secs_f64(seconds.clamp(0.0, 1e9))
+    }
+
+    /// The guest where it is so many deviations busier, and on more pages.
+    #[must_use]
+    pub fn dirtying_at(&self, deviations: f64) -> Dirtying<'_> {
+        Dirtying {
+            level: self.dirtying.level * (deviations * self.dirty_uncertainty).exp(),
+            extent: self.dirtying.extent * (deviations * self.extent_uncertainty).exp(),
+            ..self.dirtying
+        }
     }
 
     /// The forecast of `plan`.
@@ -172,6 +196,7 @@ mod tests {
             mix_uncertainty: 0.05,
             dirtying,
             dirty_uncertainty: 0.2,
+            extent_uncertainty: 0.5,
             terms: TERMS,
         }
     }
@@ -179,10 +204,7 @@ mod tests {
     #[test]
     fn the_knee_is_where_convergence_begins() {
         let curve = working_set(131_072, 20_000, 5000);
-        let dirtying = Dirtying {
-            curve: Some(&curve),
-            scale: 1.0,
-        };
+        let dirtying = Dirtying::expected(Some(&curve));
         let outlook = outlook(dirtying, 131_072.0);
         let knee = outlook.knee(1e9).expect("converges");
         assert!((10e6..60e6).contains(&knee), "{knee}");
@@ -198,10 +220,10 @@ mod tests {
             set in 1_u64..60_000, per_second in 1_u64..20_000, rate in 1e5_f64..8e7,
         ) {
             let curve = working_set(131_072, set, per_second);
-            let dirtying = Dirtying { curve: Some(&curve), scale: 1.0 };
+            let dirtying = Dirtying::expected(Some(&curve));
             let base = outlook(dirtying, 131_072.0);
-            let finish = |rate: f64, scale: f64| {
-                outlook(dirtying.scaled(scale), 131_072.0)
+            let finish = |rate: f64, level: f64| {
+                outlook(Dirtying { level, ..dirtying }, 131_072.0)
                     .outcome(&Plan::constant(rate)).finish
             };
             // One pass more or less shifts a finish by the time of its last,

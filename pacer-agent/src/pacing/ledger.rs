@@ -43,6 +43,8 @@ pub struct Ledger {
     pass: u64,
     pass_began: Time,
     at_pass_start: StreamCounters,
+    /// How long the pass before it was, in seconds.
+    last_pass_seconds: Option<f64>,
     /// Pages dirty when the pass began, where QEMU does not say what is left.
     dirty_at_start: Option<f64>,
     /// The sync was seen in the dirty log, its marker in the stream not yet.
@@ -128,7 +130,7 @@ impl Ledger {
         let left = self.pages_left(at, total, 0.0, known);
         // All of it in the first pass, too: at its end the mix is known.
         let normal = if self.pass <= 1 {
-            self.normal_of(left, total)
+            self.normal_of(at, left, total, 0.0)
         } else {
             left
         };
@@ -150,7 +152,8 @@ impl Ledger {
         }
         // What was left over before is counted again in what remains now.
         let left_over = before.map_or(0, |(before, _)| {
-            let sent = qemu.normal_pages.saturating_sub(before.normal_pages) * 4096;
+            let pages = |qemu: &QemuProgress| qemu.normal_pages + qemu.zero_pages;
+            let sent = pages(&qemu).saturating_sub(pages(&before)) * 4096;
             before.remaining_bytes.saturating_sub(sent)
         });
         let grown = qemu.remaining_bytes.saturating_sub(left_over) / 4096;
@@ -174,6 +177,7 @@ impl Ledger {
             dirty_pages: found.unwrap_or(0),
         };
         self.pass = pass;
+        self.last_pass_seconds = (!first).then(|| seconds.as_secs_f64() / f64::from(passed.max(1)));
         self.pass_began = at;
         self.at_pass_start = self.stream;
         self.marker_due = false;
@@ -196,7 +200,7 @@ impl Ledger {
         }
         let left = self.pages_left(now, total, rate, expected);
         let normal = if self.pass <= 1 {
-            self.normal_of(left, total)
+            self.normal_of(now, left, total, rate)
         } else {
             left
         };
@@ -215,6 +219,11 @@ impl Ledger {
             } else {
                 0.0
             },
+            sent_window: self.last_pass_seconds,
+            content_parts: self
+                .ram
+                .filter(|_| self.pass <= 1)
+                .and_then(|ram| ram.content_parts),
             total_pages: total,
             buffered_bytes: self.buffered(now),
             measured_rate: 0.0,
@@ -229,8 +238,8 @@ impl Ledger {
         if self.pass > 1 {
             return 0.02;
         }
-        if self.ram.is_some_and(|ram| ram.resident_bytes.is_some()) {
-            return 0.05;
+        if self.ram.is_some_and(|ram| ram.content_bytes.is_some()) {
+            return 0.02;
         }
         let seen = to_f64(self.stream.normal_pages + self.stream.zero_pages);
         0.05 + 0.4 * (PRIOR_PAGES / (PRIOR_PAGES + seen)).sqrt()
@@ -258,7 +267,7 @@ impl Ledger {
     fn pages_left(&self, now: Time, total: f64, rate: f64, expected: f64) -> f64 {
         let left = match self.qemu {
             Some((qemu, at)) if self.pass >= 1 && now.since(at) < STALE => {
-                let since = rate * now.since(at).as_secs_f64() / PAGE_BYTES;
+                let since = sent_since(at, now, rate);
                 let left = to_f64(qemu.remaining_bytes) / PAGE_BYTES;
                 // Not below half: whether a sync came meanwhile is not known.
                 (left - since).max(left / 2.0)
@@ -281,14 +290,17 @@ impl Ledger {
     }
 
     /// Of the `left` pages of the first pass, those with content.
-    fn normal_of(&self, left: f64, total: f64) -> f64 {
-        let (normal, zero) = match self.qemu {
-            Some((qemu, _)) => (qemu.normal_pages, qemu.zero_pages),
-            None => (self.stream.normal_pages, self.stream.zero_pages),
+    fn normal_of(&self, now: Time, left: f64, total: f64, rate: f64) -> f64 {
+        let (normal, zero, since) = match self.qemu {
+            Some((qemu, at)) => {
+                let since = sent_since(at, now, rate);
+                (qemu.normal_pages, qemu.zero_pages, since)
+            }
+            None => (self.stream.normal_pages, self.stream.zero_pages, 0.0),
         };
         let (normal, seen) = (to_f64(normal), to_f64(normal + zero));
-        let estimate = match self.ram.and_then(|ram| ram.resident_bytes) {
-            Some(resident) => to_f64(resident) / PAGE_BYTES - normal,
+        let estimate = match self.ram.and_then(|ram| ram.content_bytes) {
+            Some(content) => to_f64(content) / PAGE_BYTES - normal - since,
             None => {
                 let prior = PRIOR_PAGES.min(total);
                 left * (normal + PRIOR_MIX * prior) / (seen + prior)
@@ -296,4 +308,10 @@ impl Ledger {
         };
         estimate.clamp(0.0, left)
     }
+}
+
+/// Pages with content sent at `rate` since QEMU said how far it was.
+fn sent_since(at: Time, now: Time, rate: f64) -> f64 {
+    let seconds = now.since(at).min(STALE).as_secs_f64();
+    rate * seconds / NORMAL_PAGE_BYTES
 }

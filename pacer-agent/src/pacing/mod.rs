@@ -3,19 +3,24 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod action;
+pub mod baseline;
 pub mod controller;
 pub mod dirty_curve;
+pub mod disk_history;
 pub mod forecast;
 pub mod ledger;
 pub mod link_cap;
+pub mod measuring;
 mod non_negative;
 mod number;
 pub mod objective;
 pub mod passes;
+pub mod prediction;
+pub mod replay;
 pub mod sample;
 pub mod session;
+pub mod simulation;
+mod surprise;
 pub mod time;
 pub mod token_bucket;
-
-#[cfg(test)]
-mod simulation;
+mod write_class;

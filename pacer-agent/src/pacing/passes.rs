@@ -3,6 +3,10 @@
 //! Seconds, pages and bytes are floats here: these are expectations.
 
 use super::dirty_curve::DirtyCurve;
+use super::non_negative::COLUMNS;
+use super::number::to_f64;
+use super::sample::PARTS;
+use super::write_class::{Windows, WriteClass, limit};
 
 /// Bytes on the wire of a page sent with its content: 8 of header.
 pub const NORMAL_PAGE_BYTES: f64 = 4104.0;
@@ -10,15 +14,15 @@ pub const NORMAL_PAGE_BYTES: f64 = 4104.0;
 pub const ZERO_PAGE_BYTES: f64 = 9.0;
 /// Bytes of a page as QEMU counts what remains.
 pub const PAGE_BYTES: f64 = 4096.0;
-/// QEMU clears its dirty log in chunks of this many pages (1 GiB), just before
-/// the first page of a chunk is sent.
-const CHUNK_PAGES: f64 = 262_144.0;
 /// How long QEMU takes to notice a change of rate: it measures over 100 ms, and
 /// a measurement that straddles the change is between the two.
 const MEASURING_SECONDS: f64 = 0.15;
 /// QEMU sends for so long (`MAX_WAIT` in its `migration/ram.c`) before it looks
 /// again at what is left, so that no pass is shorter.
-const ROUND_SECONDS: f64 = 0.05;
+pub(super) const ROUND_SECONDS: f64 = 0.05;
+/// A class is known once a window has been observed that is so many times as long as
+/// its interval, the reciprocal of this.
+const SELDOM: f64 = 0.5;
 /// Passes followed at most; what takes more does not converge in practice.
 const PASSES: u32 = 200;
 /// Passes followed before the sprint if they do not settle.
@@ -33,8 +37,14 @@ pub struct State {
     pub zero_pages: f64,
     /// Seconds since the present pass began.
     pub pass_seconds: f64,
+    /// How long the window was, in seconds, whose pages are being sent; `None` in
+    /// the first pass, which sends them all.
+    pub sent_window: Option<f64>,
     /// All of the guest's pages.
     pub total_pages: f64,
+    /// In the first pass, which goes through them in order: the share of each part
+    /// of them that is not zero, in 255ths, where that is known.
+    pub content_parts: Option<[u8; PARTS]>,
     /// Bytes between QEMU and the bucket: they delay the arrival.
     pub buffered_bytes: f64,
     /// Bytes a second that QEMU measured last; its threshold follows it.
@@ -123,34 +133,177 @@ pub struct Dirtying<'a> {
     /// The learned curve; `None` supposes that nothing is written.
     pub curve: Option<&'a DirtyCurve>,
     /// Times as many pages as the curve says.
-    pub scale: f64,
+    pub level: f64,
+    /// Times as many pages that are written so seldom that no window observed has
+    /// shown how many they are. As many of them are written in a short window: what
+    /// was observed stays as it is, and what was not grows in proportion at most.
+    pub extent: f64,
 }
 
-impl Dirtying<'_> {
-    /// The same guest, `factor` times as busy.
+impl<'a> Dirtying<'a> {
+    /// What the curve says.
     #[must_use]
-    pub fn scaled(self, factor: f64) -> Self {
+    pub const fn expected(curve: Option<&'a DirtyCurve>) -> Self {
         Self {
-            scale: self.scale * factor,
-            ..self
+            curve,
+            level: 1.0,
+            extent: 1.0,
         }
     }
 
     /// Pages found dirty by the sync that ends a pass of this length.
     #[must_use]
     pub fn pages_after(&self, pass_seconds: f64, total_pages: f64) -> f64 {
-        let Some(curve) = self.curve else { return 0.0 };
-        let chunks = (total_pages / CHUNK_PAGES).ceil().max(1.0);
-        let pages = if chunks < 2.0 {
-            curve.pages_in(pass_seconds)
-        } else {
-            // The windows are spread evenly from a chunk's share to the whole.
-            let shortest = pass_seconds / chunks;
-            let whole = curve.mean_pages_in(pass_seconds) * pass_seconds;
-            let part = curve.mean_pages_in(shortest) * shortest;
-            (whole - part).max(0.0) / (pass_seconds - shortest).max(f64::MIN_POSITIVE)
+        let windows = Windows::of_pass(pass_seconds, total_pages);
+        let classes = self.classes(total_pages);
+        classes.iter().map(|class| class.found(windows)).sum()
+    }
+
+    /// The guest's pages by how they are written; no more than it has.
+    fn classes(&self, total_pages: f64) -> [WriteClass; COLUMNS] {
+        let Some(curve) = self.curve else {
+            return [WriteClass::NONE; COLUMNS];
         };
-        (pages * self.scale).clamp(0.0, total_pages)
+        let mut classes = *curve.classes();
+        let longest = curve.longest_window();
+        for class in &mut classes {
+            class.pages *= self.level;
+            if class.seconds > longest * SELDOM {
+                // Not on fewer pages than were seen.
+                let least = longest.min(class.seconds) / class.seconds;
+                let extent = self.extent.max(least);
+                class.pages *= extent;
+                class.seconds *= extent;
+            }
+        }
+        limit(&mut classes, total_pages);
+        classes
+    }
+}
+
+/// What QEMU knows dirty. Pages that are written again while they wait to be sent
+/// are sent once: which, depends on how often each is written.
+#[derive(Clone, Copy)]
+struct Waiting {
+    classes: [WriteClass; COLUMNS],
+    /// Those of each that QEMU knows dirty and has not sent.
+    dirty: [f64; COLUMNS],
+    /// Pages with content that are not written.
+    cold: f64,
+    zero: f64,
+    total: f64,
+    content_parts: Option<[u8; PARTS]>,
+}
+
+impl Waiting {
+    fn of(state: &State, dirtying: &Dirtying<'_>) -> Self {
+        let classes = dirtying.classes(state.total_pages);
+        let windows = state
+            .sent_window
+            .map(|seconds| Windows::of_pass(seconds, state.total_pages));
+        let normal = state.normal_pages;
+        let left = ((normal + state.zero_pages) / state.total_pages).min(1.0);
+        // In the first pass the same share of all is left.
+        let mut dirty =
+            classes.map(|class| windows.map_or(class.pages * left, |windows| class.found(windows)));
+        let mut hot: f64 = dirty.iter().sum();
+        // As many as are left, whatever was found; what is more is not written.
+        if hot > normal {
+            dirty = dirty.map(|pages| pages * normal / hot);
+            hot = normal;
+        }
+        Self {
+            classes,
+            dirty,
+            cold: normal - hot,
+            zero: state.zero_pages,
+            total: state.total_pages,
+            content_parts: state.content_parts,
+        }
+    }
+
+    fn normal(&self) -> f64 {
+        self.cold + self.dirty.iter().sum::<f64>()
+    }
+
+    fn pages(&self) -> f64 {
+        self.normal() + self.zero
+    }
+
+    fn bytes(&self) -> f64 {
+        self.normal() * NORMAL_PAGE_BYTES + self.zero * ZERO_PAGE_BYTES
+    }
+
+    /// This share of all is left: a like part of everything, but in the first pass
+    /// what is in the last pages.
+    fn keep(&mut self, share: f64) {
+        let (normal, zero) = (self.normal(), self.zero);
+        let left = (normal + zero) * share;
+        let normal_left = self.content_of_last(left).unwrap_or(normal * share);
+        self.zero = left - normal_left;
+        let kept = if normal > 0.0 {
+            normal_left / normal
+        } else {
+            0.0
+        };
+        self.cold *= kept;
+        for pages in &mut self.dirty {
+            *pages *= kept;
+        }
+    }
+
+    /// So many bytes of it are sent.
+    fn send(&mut self, bytes: f64) {
+        /// Halvings of the share that is left.
+        const HALVINGS: u32 = 20;
+        let target = self.bytes() - bytes;
+        let (mut low, mut high) = (0.0, 1.0);
+        for _ in 0..HALVINGS {
+            let middle = f64::midpoint(low, high);
+            let mut after = *self;
+            after.keep(middle);
+            if after.bytes() > target {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        self.keep(high);
+    }
+
+    /// Pages with content among so many last ones. The sample says how they are
+    /// spread, not how many there are.
+    fn content_of_last(&self, pages: f64) -> Option<f64> {
+        let parts = self.content_parts?;
+        let of_last = |pages: f64| {
+            let part_pages = self.total / to_f64(PARTS as u64);
+            let mut left = pages;
+            let shares = parts.iter().rev().map(|&part| f64::from(part) / 255.0);
+            let each = shares.map(|share| {
+                let those = left.clamp(0.0, part_pages);
+                left -= those;
+                those * share
+            });
+            each.sum::<f64>()
+        };
+        let all = of_last(self.pages());
+        let ratio = if all > 0.0 { self.normal() / all } else { 1.0 };
+        Some((of_last(pages) * ratio).clamp(pages - self.zero.min(pages), pages.min(self.normal())))
+    }
+
+    /// A sync after a pass of this length; the pages it found.
+    fn sync(&mut self, pass_seconds: f64) -> f64 {
+        self.content_parts = None;
+        let windows = Windows::of_pass(pass_seconds, self.total);
+        let mut found = 0.0;
+        for (class, dirty) in self.classes.iter().zip(&mut self.dirty) {
+            let written = class.found(windows);
+            found += written;
+            if written > 0.0 {
+                *dirty = class.with(*dirty, written);
+            }
+        }
+        found
     }
 }
 
@@ -188,37 +341,37 @@ impl Outcome {
 /// same rate, ends the search: the curve is monotone, so it goes on like that.
 #[must_use]
 pub fn simulate(state: &State, plan: &Plan, dirtying: &Dirtying<'_>, terms: &Terms) -> Outcome {
+    let mut now = Waiting::of(state, dirtying);
     if state.stopped {
-        return switchover(state, 0.0, state.pending_bytes(), 0, terms);
+        return switchover(&now, state, 0.0, now.bytes(), 0, terms);
     }
     let mut at = 0.0;
     let mut sent = 0.0;
-    let mut now = *state;
+    let mut pass_seconds = state.pass_seconds;
     let (mut settled_found, mut settled_pending) = (f64::INFINITY, f64::INFINITY);
     let mut last_found = f64::NAN;
     for passes in 1..=PASSES {
         let settled = at > plan.sprint_at + MEASURING_SECONDS;
-        let Some((seconds, bytes)) = finish_pass(&mut now, at, plan, terms) else {
+        let is_new = pass_seconds == 0.0;
+        let Some((seconds, bytes)) = finish_pass(&mut now, is_new, at, plan, state, terms) else {
             return Outcome::NEVER;
         };
         at += seconds;
         sent += bytes;
-        let found = dirtying.pages_after(now.pass_seconds + seconds, now.total_pages);
-        now.pass_seconds = 0.0;
-        // What was left may have been written again: it counts once.
-        let left = now.normal_pages;
-        now.normal_pages = (left + found * (1.0 - left / now.total_pages)).min(now.total_pages);
+        let found = now.sync(pass_seconds + seconds);
+        pass_seconds = 0.0;
         let threshold = plan.measured_at(at, state.measured_rate) * terms.downtime_limit;
         // A page of grace: with nothing found, what is left is the threshold.
-        if (now.normal_pages + now.zero_pages - 1.0) * PAGE_BYTES <= threshold {
-            return switchover(&now, at, sent + now.pending_bytes(), passes, terms);
+        if (now.pages() - 1.0) * PAGE_BYTES <= threshold {
+            return switchover(&now, state, at, sent + now.bytes(), passes, terms);
         }
+        let pending = now.normal();
         let grows = found >= settled_found * 0.9999;
-        if settled && grows && now.normal_pages >= settled_pending * 0.9999 {
+        if settled && grows && pending >= settled_pending * 0.9999 {
             return Outcome::NEVER;
         }
         if settled {
-            (settled_found, settled_pending) = (found, now.normal_pages);
+            (settled_found, settled_pending) = (found, pending);
         }
         // Long before the sprint QEMU goes round and round over the same set:
         // once passes are alike, the rest of them need not be followed.
@@ -232,8 +385,15 @@ pub fn simulate(state: &State, plan: &Plan, dirtying: &Dirtying<'_>, terms: &Ter
     Outcome::NEVER
 }
 
-fn switchover(state: &State, at: f64, bytes: f64, passes: u32, terms: &Terms) -> Outcome {
-    let rest = state.pending_bytes() + state.buffered_bytes;
+fn switchover(
+    rest: &Waiting,
+    state: &State,
+    at: f64,
+    bytes: f64,
+    passes: u32,
+    terms: &Terms,
+) -> Outcome {
+    let rest = rest.bytes() + state.buffered_bytes;
     let downtime = rest / terms.link_rate.max(1.0) + terms.overhead;
     Outcome {
         finish: at + downtime,
@@ -245,23 +405,37 @@ fn switchover(state: &State, at: f64, bytes: f64, passes: u32, terms: &Terms) ->
 
 /// Sends until no more is left than QEMU's threshold, `at` seconds from now.
 /// `None` where that never happens, else the seconds and bytes it took.
-fn finish_pass(now: &mut State, at: f64, plan: &Plan, terms: &Terms) -> Option<(f64, f64)> {
+fn finish_pass(
+    now: &mut Waiting,
+    is_new: bool,
+    at: f64,
+    plan: &Plan,
+    state: &State,
+    terms: &Terms,
+) -> Option<(f64, f64)> {
     let mut seconds = 0.0;
     let mut sent = 0.0;
     // Three changes of rate at most, and the end.
     for _ in 0..5 {
         let rate = plan.rate_at(at + seconds);
-        let measured = plan.measured_at(at + seconds, now.measured_rate);
-        let pages = now.normal_pages + now.zero_pages;
+        let measured = plan.measured_at(at + seconds, state.measured_rate);
+        let (pages, pending) = (now.pages(), now.bytes());
+        let round = rate * ROUND_SECONDS * pages / pending.max(1.0);
         let mut surplus = pages - measured * terms.downtime_limit / PAGE_BYTES;
-        if now.pass_seconds == 0.0 && seconds == 0.0 && pages > 0.0 {
-            let round = rate * ROUND_SECONDS * pages / now.pending_bytes().max(1.0);
-            surplus = surplus.max(round.min(pages));
+        if surplus > 0.0 {
+            // It looks only after a round, and by then has sent half of one more.
+            surplus += round / 2.0;
         }
+        if is_new && seconds == 0.0 && pages > 0.0 {
+            surplus = surplus.max(round);
+        }
+        surplus = surplus.min(pages);
         if surplus.is_nan() || surplus <= 0.0 {
             return Some((seconds, sent));
         }
-        let bytes = now.pending_bytes() * surplus / pages;
+        let mut after = *now;
+        after.keep(1.0 - surplus / pages);
+        let bytes = pending - after.bytes();
         let needed = bytes / rate;
         let change = plan.next_change(at + seconds) - (at + seconds);
         if needed.min(change) >= 1e12 {
@@ -272,9 +446,11 @@ fn finish_pass(now: &mut State, at: f64, plan: &Plan, terms: &Terms) -> Option<(
         } else {
             change / needed
         };
-        let kept = 1.0 - share * surplus / pages;
-        now.normal_pages *= kept;
-        now.zero_pages *= kept;
+        if share < 1.0 {
+            now.send(bytes * share);
+        } else {
+            *now = after;
+        }
         seconds += needed * share;
         sent += bytes * share;
         if needed <= change {
@@ -303,6 +479,8 @@ pub(super) mod tests {
             normal_pages: pages / 2.0,
             zero_pages: pages / 2.0,
             pass_seconds: 0.0,
+            sent_window: None,
+            content_parts: None,
             total_pages: pages,
             buffered_bytes: 0.0,
             measured_rate: 0.0,
@@ -326,10 +504,7 @@ pub(super) mod tests {
 
     #[test]
     fn an_idle_guest_takes_one_pass() {
-        let idle = Dirtying {
-            curve: None,
-            scale: 1.0,
-        };
+        let idle = Dirtying::expected(None);
         let outcome = simulate(&fresh(100_000.0), &Plan::constant(10e6), &idle, &TERMS);
         let sweep = fresh(100_000.0).pending_bytes() / 10e6;
         assert_eq!(outcome.passes, 1);
@@ -339,21 +514,54 @@ pub(super) mod tests {
     #[test]
     fn a_hot_guest_converges_only_above_its_dirty_rate() {
         let curve = working_set(100_000, 50_000, 5000);
-        let hot = Dirtying {
-            curve: Some(&curve),
-            scale: 1.0,
-        };
+        let hot = Dirtying::expected(Some(&curve));
         let at = |rate| simulate(&fresh(100_000.0), &Plan::constant(rate), &hot, &TERMS);
         assert!(!at(15e6).converges());
         assert!(at(40e6).converges());
     }
 
     #[test]
-    fn a_closed_plan_never_ends() {
-        let idle = Dirtying {
-            curve: None,
-            scale: 1.0,
+    fn a_small_set_that_is_rewritten_over_and_over_ends() {
+        // 2,000 pages, all of them written in a tenth of a second: no pass can find
+        // more, and the threshold is 3,662 at 50 MB/s.
+        let mut curve = DirtyCurve::new(100_000);
+        for millis in [50, 100, 200, 1000, 5000, 20_000] {
+            let window = DirtyWindow {
+                window: Duration::from_millis(millis),
+                pages: (millis * 20).min(2000),
+                device_pages: 0,
+                origin: Origin::DirtyLog,
+            };
+            curve.observe(window, Time::ZERO);
+        }
+        let hot = Dirtying::expected(Some(&curve));
+        let outcome = simulate(&fresh(100_000.0), &Plan::constant(50e6), &hot, &TERMS);
+        let sweep = fresh(100_000.0).pending_bytes() / 50e6;
+        assert!(outcome.converges() && outcome.passes <= 3, "{outcome:?}");
+        assert!((outcome.finish - sweep).abs() < 0.6, "{outcome:?} {sweep}");
+    }
+
+    #[test]
+    fn zero_pages_at_the_end_take_no_time_before_it() {
+        // The first quarter has all the content; the rate is noticed after 0.15 s.
+        let mut parts = [0; PARTS];
+        parts[..PARTS / 4].fill(255);
+        let state = State {
+            normal_pages: 100_000.0,
+            zero_pages: 300_000.0,
+            total_pages: 400_000.0,
+            content_parts: Some(parts),
+            ..fresh(400_000.0)
         };
+        let idle = Dirtying::expected(None);
+        let outcome = simulate(&state, &Plan::constant(50e6), &idle, &TERMS);
+        let sweep = state.pending_bytes() / 50e6;
+        assert!((outcome.finish - sweep).abs() < 0.2, "{outcome:?} {sweep}");
+    }
+
+    #[test]
+    fn a_closed_plan_never_ends() {
+        let idle = Dirtying::expected(None);
         let outcome = simulate(&fresh(1000.0), &Plan::constant(0.0), &idle, &TERMS);
         assert!(!outcome.converges());
     }

@@ -2,19 +2,27 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What the guest's memory is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ram {
     /// Size of all migratable RAM, in bytes.
     pub total_bytes: u64,
-    /// How much of it the host has ever had to back with memory, in bytes: an
-    /// upper bound of what is not zero. `None` where it cannot be told.
-    pub resident_bytes: Option<u64>,
+    /// How much of it is not zero, in bytes, by a sample of its pages or at least
+    /// by what the host had to back. `None` where it cannot be told.
+    pub content_bytes: Option<u64>,
+    /// Where it is not zero: of each of so many equal parts, in the order of their
+    /// addresses, the share that is not, in 255ths. `None` where it cannot be told.
+    pub content_parts: Option<[u8; PARTS]>,
 }
+
+/// Parts of a guest's memory that are told apart.
+pub const PARTS: usize = 32;
 
 /// One point of the dirty curve: this many distinct pages were written within
 /// a window of this length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirtyWindow {
     /// How long the window was.
     pub window: Duration,
@@ -39,7 +47,7 @@ impl DirtyWindow {
 }
 
 /// Where a figure about dirty pages comes from, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// Counted by eBPF in the dirty log that KVM handed to QEMU: exact for what
     /// vCPUs write. Devices' pages are those that QEMU reads into by address.
@@ -62,6 +70,9 @@ pub enum Origin {
     PageSampling,
     /// Counted in the stream: pages sent again.
     Stream,
+    /// Estimated from a sample of the guest's pages, by comparing what is in them.
+    /// A page that is written without being changed is not among them.
+    ContentSampling,
 }
 
 impl Origin {
@@ -73,7 +84,7 @@ impl Origin {
 }
 
 /// Counters of the migration stream since it began; they never fall.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamCounters {
     /// Bytes read from QEMU's memory channels.
     pub bytes_from_qemu: u64,
@@ -88,7 +99,7 @@ pub struct StreamCounters {
 }
 
 /// What `query-migrate` says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuProgress {
     /// Bytes of RAM that QEMU knows to be still dirty.
     pub remaining_bytes: u64,
@@ -103,7 +114,7 @@ pub struct QemuProgress {
 }
 
 /// One observation. The time it was made goes with it as a parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Sample {
     /// The guest's memory was sized up.
     Ram(Ram),

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use super::action::{Action, ForecastRecord, Phase, SessionConfig};
+use super::baseline::{Baselines, Known};
 use super::controller::{Caps, Controller, Decision};
 use super::dirty_curve::DirtyCurve;
 use super::forecast::{Outlook, Percentiles};
@@ -17,6 +18,7 @@ use super::number::to_f64;
 use super::objective::{Objective, Reason, Verdict};
 use super::passes::{Dirtying, Plan, State, Terms};
 use super::sample::{DirtyWindow, Origin, Sample, StreamCounters};
+use super::surprise::Surprises;
 use super::time::Time;
 
 /// One migration.
@@ -26,6 +28,9 @@ pub struct Session {
     t0: Time,
     controller: Controller,
     curve: DirtyCurve,
+    /// As it was when the stream began; `None` once the guest is another.
+    first_curve: Option<DirtyCurve>,
+    last_sample: Option<DirtyWindow>,
     ledger: Ledger,
     link: LinkCap,
     /// Whether bytes ever waited for the bucket or the link.
@@ -38,8 +43,10 @@ pub struct Session {
     /// When the commanded rate changed, and what it was before.
     changed_at: Time,
     before_change: f64,
-    /// The last errors of the curve about syncs, as logarithms.
-    errors: VecDeque<f64>,
+    /// The last errors of the curve about syncs.
+    surprises: Surprises,
+    /// One of them was no noise; not told yet.
+    changed: bool,
     /// When a sync was last counted by the probe.
     logged_at: Option<Time>,
     told: (Verdict, Option<Duration>),
@@ -54,16 +61,24 @@ const TICK: Duration = Duration::from_millis(100);
 const FORECAST_EVERY: Duration = Duration::from_secs(1);
 /// What a link is taken for that nobody has measured: 10 Gbit/s.
 const UNKNOWN_LINK: f64 = 1.25e9;
+/// What QEMU and two agents send at the switchover, from a standing start, over a link
+/// that nobody measured, in bytes a second: what was seen over loopback with 2 cores.
+const UNMEASURED_OPEN: f64 = 3e8;
 /// A link that nobody measured is relied on for this many times what it took.
 const UNTRIED: f64 = 3.0;
 /// The rate while the size of memory is unknown: enough for the stream's head.
 const SIZING_RATE: u64 = 1 << 20;
-/// Syncs whose errors are kept, and what the curve's own estimate counts for
-/// beside them.
-const ERRORS: usize = 8;
-const PRIOR_ERRORS: f64 = 2.0;
-/// An error beyond this (a third more or less) is a change, not noise.
+/// How unsure it is how many pages those are that are written so seldom that no window
+/// has shown it: the standard deviation of the logarithm. 1.64 of them are from a
+/// quarter to four times as many.
+const EXTENT_UNCERTAINTY: f64 = 0.8;
+/// An error beyond this (a third more or less), and twice what is expected, is a
+/// change, not noise.
 const SURPRISE: f64 = 0.3;
+/// What is new in a sample in the first pass must be half as much again, what is in all
+/// of it twice as much, and so many deviations off.
+const NEW_SURPRISE: (f64, f64) = (0.4, 2.0);
+const LONG_SURPRISE: (f64, f64) = (0.7, 3.0);
 /// QEMU notices a change of rate after this.
 const MEASURING: Duration = Duration::from_millis(150);
 /// A change of the earliest finish by this share is worth telling.
@@ -78,6 +93,8 @@ impl Session {
             t0,
             controller: Controller::new(config.objective),
             curve: DirtyCurve::new(0),
+            first_curve: None,
+            last_sample: None,
             ledger: Ledger::default(),
             link: LinkCap::default(),
             backlog_seen: false,
@@ -87,7 +104,8 @@ impl Session {
             commanded: None,
             changed_at: t0,
             before_change: 0.0,
-            errors: VecDeque::new(),
+            surprises: Surprises::default(),
+            changed: false,
             logged_at: None,
             told: (Verdict::Unknown, None),
             forecast: None,
@@ -119,6 +137,7 @@ impl Session {
             }
             Sample::StreamStarted => {
                 self.ledger.on_started(at);
+                self.first_curve = self.curve.is_known().then(|| self.curve.clone());
                 if self.phase == Phase::Waiting {
                     self.phase = Phase::Copying { pass: 1 };
                 }
@@ -165,6 +184,12 @@ impl Session {
         self.told = (Verdict::Unknown, None);
         self.next_tick = self.next_tick.min(now);
         self.next_forecast = self.next_forecast.min(now);
+    }
+
+    /// What is aimed at.
+    #[must_use]
+    pub const fn objective(&self) -> Objective {
+        self.controller.objective()
     }
 
     /// How far the migration is.
@@ -214,6 +239,14 @@ impl Session {
         &self.curve
     }
 
+    /// What there is to expect at `now` if `rate` bytes a second are sent from
+    /// then on; `None` while the size of memory is unknown.
+    #[must_use]
+    pub fn outlook_at(&self, rate: f64, now: Time) -> Option<Outlook<'_>> {
+        let state = self.state(now)?;
+        Some(self.outlook_over(state, state.pending_bytes() / rate.max(1.0)))
+    }
+
     fn on_dirty(&mut self, window: DirtyWindow, at: Time) {
         if window.origin.marks_sync() {
             self.logged_at = Some(at);
@@ -224,7 +257,36 @@ impl Session {
                 return;
             }
         }
+        if window.origin == Origin::ContentSampling {
+            self.compare(window);
+        }
         self.curve.observe(window, at);
+    }
+
+    /// In the first pass each sample tells of all the time since before the start, and
+    /// little that the one before it did not: whether the guest is another is told by
+    /// what was known at the start. One that is calmer shows it only at a sync.
+    fn compare(&mut self, window: DirtyWindow) {
+        let before = self.last_sample.replace(window);
+        let Some(known) = &self.first_curve else {
+            return;
+        };
+        // Pages that are new since the sample before are no more than are written in
+        // so short a time, which was looked at.
+        let new = before.map(|before| DirtyWindow {
+            window: window.window.saturating_sub(before.window),
+            pages: window.pages.saturating_sub(before.pages),
+            ..window
+        });
+        let is_more = |window: DirtyWindow, (surprise, deviations): (f64, f64)| {
+            let spread = known.relative_uncertainty(window.window);
+            error_about(known, window)
+                .is_some_and(|error| error > surprise.max(deviations * spread))
+        };
+        if is_more(window, LONG_SURPRISE) || new.is_some_and(|new| is_more(new, NEW_SURPRISE)) {
+            self.changed = true;
+            self.first_curve = None;
+        }
     }
 
     fn on_sync(&mut self, sync: Option<Sync>, at: Time) {
@@ -267,18 +329,18 @@ impl Session {
 
     /// Learns a point found by a sync, and how wrong the curve was about it.
     fn learn(&mut self, window: DirtyWindow, at: Time) {
-        /// Counts below this many pages are noise.
-        const FEW: f64 = 32.0;
-        if let Some(expected) = self.curve.pages(window.window) {
-            let error = ((to_f64(window.all_pages()) + FEW) / (expected + FEW)).ln();
+        if let Some(error) = error_about(&self.curve, window) {
             let spread = self.curve.relative_uncertainty(window.window);
-            if error.abs() > SURPRISE.max(spread) {
-                self.curve.shift(window.window, error.exp());
+            if error.abs() > SURPRISE.max(2.0 * spread) {
+                self.changed |= self.curve.has_counted(window.window);
+                // Beyond what was observed it is the guess that was wrong.
+                if self.curve.has_observed(window.window) {
+                    self.curve.shift(window.window, error.exp());
+                }
             }
-            if self.errors.len() >= ERRORS {
-                self.errors.pop_front();
+            if self.curve.has_observed(window.window) {
+                self.surprises.push(window.window, error);
             }
-            self.errors.push_back(error);
         }
         self.curve.observe(window, at);
     }
@@ -348,11 +410,21 @@ impl Session {
         commanded.min(self.link())
     }
 
-    /// What the link is taken to carry.
-    fn link(&self) -> f64 {
+    /// What the link is taken to carry, in bytes a second.
+    #[must_use]
+    pub fn link(&self) -> f64 {
         let seen = self.link.bytes_per_second().unwrap_or(f64::INFINITY);
         let told = self.link_rate.unwrap_or(UNKNOWN_LINK);
         seen.min(told)
+    }
+
+    /// What is sent once the bucket is open.
+    fn open_rate(&self) -> f64 {
+        let link = self.link();
+        match self.link_rate {
+            Some(_) => link,
+            None => link.min(UNMEASURED_OPEN.max(self.rate_in_force())),
+        }
     }
 
     fn cap(&self) -> f64 {
@@ -375,26 +447,26 @@ impl Session {
     }
 
     fn outlook(&self, state: State) -> Outlook<'_> {
+        self.outlook_over(state, state.pending_bytes() / self.rate_in_force().max(1e6))
+    }
+
+    /// The outlook where the pass in progress goes on for `left` seconds.
+    fn outlook_over(&self, state: State, left: f64) -> Outlook<'_> {
         // The pass in progress, as long as it will have been.
-        let pass = state.pass_seconds + state.pending_bytes() / self.rate_in_force().max(1e6);
-        let own = self
-            .curve
-            .relative_uncertainty(Duration::from_secs_f64(pass.clamp(0.5, 1e6)));
-        let squares: f64 = self.errors.iter().map(|error| error * error).sum();
-        let count = f64::from(u32::try_from(self.errors.len()).unwrap_or(0));
-        let variance = (PRIOR_ERRORS * own * own + squares) / (PRIOR_ERRORS + count);
+        let pass = state.pass_seconds + left;
+        let pass = Duration::from_secs_f64(pass.clamp(0.5, 1e6));
         let limit = self.config.limits.downtime_limit.as_secs_f64();
         Outlook {
             state,
             mix_uncertainty: self.ledger.mix_uncertainty(),
-            dirtying: Dirtying {
-                curve: self.curve.is_known().then_some(&self.curve),
-                scale: 1.0,
-            },
-            dirty_uncertainty: variance.sqrt().min(1.0),
+            dirtying: Dirtying::expected(self.curve.is_known().then_some(&self.curve)),
+            dirty_uncertainty: self
+                .surprises
+                .spread(pass, self.curve.level_uncertainty(pass)),
+            extent_uncertainty: EXTENT_UNCERTAINTY,
             terms: Terms {
                 downtime_limit: limit,
-                link_rate: self.link(),
+                link_rate: self.open_rate(),
                 overhead: self.config.switchover_overhead.as_secs_f64(),
             },
         }
@@ -473,14 +545,28 @@ impl Session {
             finish_seconds: Percentiles::default(),
             at_constant_rate_seconds: Percentiles::default(),
             downtime_seconds: Percentiles::default(),
+            bytes: Percentiles::default(),
+            percent: 0.0,
+            change: std::mem::take(&mut self.changed),
+            baselines: Baselines::default(),
         };
         if let (Some(state), Some(decision), true) = (state, self.decision, self.curve.is_known()) {
             record.earliest_feasible_seconds =
                 decision.earliest_feasible.map(|time| time.as_secs_f64());
             self.fill(&mut record, state, &decision, since);
         }
+        record.percent = self.percent;
         self.forecast = Some(record);
         self.actions.push_back(Action::Forecast(record));
+    }
+
+    fn baselines(&self, state: State, rate: f64) -> Baselines {
+        Baselines::of(&Known {
+            state,
+            rate,
+            downtime_limit: self.config.limits.downtime_limit.as_secs_f64(),
+            windows: self.curve.counted(),
+        })
     }
 
     fn fill(&mut self, record: &mut ForecastRecord, state: State, plan: &Decision, since: f64) {
@@ -491,6 +577,7 @@ impl Session {
         let fastest = outlook.forecast(&Plan::constant(self.cap())).finish_seconds;
         record.at_constant_rate_seconds = constant.finish_seconds.map(|left| since + left);
         record.downtime_seconds = planned.downtime_seconds;
+        record.baselines = self.baselines(state, steady).map(|left| since + left);
         record.finish_seconds = match self.controller.objective() {
             // The plan is solved anew each tick: in whichever world, the finish
             // is the deadline unless even the highest rate is too slow for it.
@@ -509,12 +596,22 @@ impl Session {
                 planned.finish_seconds.map(|left| since + left)
             }
         };
+        let done = to_f64(self.ledger.stream().bytes_on_wire);
+        record.bytes = planned.bytes.map(|left| done + left);
         if let Some(left) = planned.bytes.p50 {
-            let done = to_f64(self.ledger.stream().bytes_on_wire);
             let percent = 100.0 * done / (done + left).max(1.0);
             self.percent = self.percent.max(percent.min(99.9));
         }
     }
+}
+
+/// How wrong `curve` is about `window`: the logarithm of found over expected; `None`
+/// where it knows nothing.
+fn error_about(curve: &DirtyCurve, window: DirtyWindow) -> Option<f64> {
+    /// Counts below this many pages are noise.
+    const FEW: f64 = 32.0;
+    let expected = curve.pages(window.window)?;
+    Some(((to_f64(window.all_pages()) + FEW) / (expected + FEW)).ln())
 }
 
 /// How far from a deadline the controller usually is, in seconds: a tick and

@@ -3,4 +3,10 @@
 
 mod guest;
 mod run;
+#[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod synthetic;
+
+pub use guest::Guest;
+pub use run::{Run, Scenario, Sight, steady};

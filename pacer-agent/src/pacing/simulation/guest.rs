@@ -1,79 +1,23 @@
-//! A guest whose dirty curve is known exactly, and is not of the fitted form.
+//! A guest, as far as a migration is concerned.
 
-/// A region written page after page, round and round.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sweep {
-    pub(super) pages: f64,
-    pub(super) per_second: f64,
-}
+/// Pages of a chunk of QEMU's dirty log: 1 GiB.
+const CHUNK_PAGES: f64 = 262_144.0;
 
-/// Pages written at random, uniformly.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scatter {
-    pub(super) pages: f64,
-    pub(super) per_second: f64,
-}
+/// What a guest does to its memory. Seconds are of the simulation's clock.
+pub trait Guest {
+    /// Pages of 4 KiB it has.
+    fn total_pages(&self) -> f64;
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Guest {
-    pub(super) total_pages: f64,
-    pub(super) normal_pages: f64,
-    pub(super) sweep: Sweep,
-    pub(super) scatter: Scatter,
-    /// From this time on the guest writes `factor` times as fast.
-    pub(super) changes_at: f64,
-    pub(super) factor: f64,
-}
+    /// Those of them that are not zero when the migration begins.
+    fn normal_pages(&self) -> f64;
 
-impl Guest {
-    pub(super) fn idle(mib: f64, normal_mib: f64) -> Self {
-        Self {
-            total_pages: mib * 256.0,
-            normal_pages: normal_mib * 256.0,
-            sweep: Sweep {
-                pages: 0.0,
-                per_second: 0.0,
-            },
-            scatter: Scatter {
-                pages: 1.0,
-                per_second: 0.0,
-            },
-            changes_at: f64::INFINITY,
-            factor: 1.0,
-        }
-    }
-
-    pub(super) fn sweeping(self, pages: f64, per_second: f64) -> Self {
-        let sweep = Sweep { pages, per_second };
-        Self { sweep, ..self }
-    }
-
-    pub(super) fn scattering(self, pages: f64, per_second: f64) -> Self {
-        let scatter = Scatter { pages, per_second };
-        Self { scatter, ..self }
-    }
-
-    pub(super) fn changing(self, changes_at: f64, factor: f64) -> Self {
-        Self {
-            changes_at,
-            factor,
-            ..self
-        }
-    }
-
-    /// Distinct pages written from `from` to `to`, in seconds.
-    pub(super) fn dirtied(&self, from: f64, to: f64) -> f64 {
-        let busy = self.work(to) - self.work(from);
-        let swept = (self.sweep.per_second * busy).min(self.sweep.pages);
-        let pages = self.scatter.pages.max(1.0);
-        let missed = (1.0 - 1.0 / pages.max(1.000_1)).powf(self.scatter.per_second * busy);
-        (swept + pages * (1.0 - missed)).min(self.total_pages)
-    }
+    /// Distinct pages written from `from` to `to`.
+    fn dirtied(&self, from: f64, to: f64) -> f64;
 
     /// The same after a sweep of QEMU's over RAM whose chunks of 1 GiB were
     /// cleared one after the other.
-    pub(super) fn dirtied_by_chunk(&self, from: f64, to: f64) -> f64 {
-        let chunks = (self.total_pages / 262_144.0).ceil().max(1.0);
+    fn dirtied_by_chunk(&self, from: f64, to: f64) -> f64 {
+        let chunks = (self.total_pages() / CHUNK_PAGES).ceil().max(1.0);
         let mut sum = 0.0;
         let mut chunk = 0.0;
         while chunk < chunks {
@@ -81,9 +25,5 @@ impl Guest {
             chunk += 1.0;
         }
         sum / chunks
-    }
-
-    fn work(&self, at: f64) -> f64 {
-        at + (at - self.changes_at).max(0.0) * (self.factor - 1.0)
     }
 }

@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::guest::Guest;
-use crate::pacing::controller::{Limits, Objective, Verdict};
-use crate::pacing::number::{to_duration, to_f64, to_u64};
-use crate::pacing::sample::{DirtyWindow, Origin, QemuProgress, Ram, Sample, StreamCounters};
+use crate::pacing::number::{to_duration, to_u64};
+use crate::pacing::objective::{Limits, Objective, Reason, Verdict};
+use crate::pacing::sample::{DirtyWindow, Origin, QemuProgress, Sample, StreamCounters};
 use crate::pacing::session::{Action, ForecastRecord, Session, SessionConfig};
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::{Rate, TokenBucket};
 
 /// What the session gets to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sight {
+pub enum Sight {
     /// Dirty log, QMP and stream.
     All,
     /// QMP and stream: one window of 1 s before the start.
@@ -24,47 +24,73 @@ pub(super) enum Sight {
     Stream,
 }
 
+/// One migration to be simulated. Seconds count from t0.
 #[derive(Clone, Debug)]
-pub(super) struct Scenario {
-    pub(super) guest: Guest,
-    pub(super) objective: Objective,
-    pub(super) max_rate: Option<u64>,
-    /// Bytes a second as a function of seconds.
-    pub(super) link: fn(f64, f64) -> f64,
-    pub(super) link_rate: f64,
-    pub(super) rtt: f64,
-    pub(super) sight: Sight,
+pub struct Scenario<G> {
+    /// The guest.
+    pub guest: G,
+    /// What is asked for.
+    pub objective: Objective,
+    /// What must not be exceeded.
+    pub limits: Limits,
+    /// What the link takes at a time, of [`Self::link_rate`]: bytes a second.
+    pub link: fn(f64, f64) -> f64,
+    /// What the link takes in general, in bytes a second.
+    pub link_rate: f64,
+    /// Its round trip, in seconds.
+    pub rtt: f64,
+    /// What the session gets to see of it.
+    pub sight: Sight,
+    /// What the session is told before the first byte, in order.
+    pub before: Vec<(f64, Sample)>,
+    /// When the first byte is sent.
+    pub start: f64,
+    /// What the switchover takes besides copying, in seconds.
+    pub overhead: f64,
+    /// When it is given up.
+    pub give_up: f64,
 }
 
+/// What came of it. Seconds count from t0.
 #[derive(Debug)]
-pub(super) struct Run {
-    pub(super) finish: f64,
-    pub(super) downtime: f64,
-    pub(super) bytes: f64,
-    pub(super) verdicts: Vec<(f64, Verdict, Option<f64>)>,
-    pub(super) forecasts: Vec<ForecastRecord>,
-    pub(super) rates: Vec<(f64, u64, String)>,
+pub struct Run {
+    /// When the guest runs at the destination; infinite where it never does.
+    pub finish: f64,
+    /// From STOP until then.
+    pub downtime: f64,
+    /// Bytes put on the wire.
+    pub bytes: f64,
+    /// Passes over RAM.
+    pub passes: u64,
+    /// Verdicts, each with its time and the earliest feasible finish.
+    pub verdicts: Vec<(f64, Verdict, Option<f64>)>,
+    /// Forecasts.
+    pub forecasts: Vec<ForecastRecord>,
+    /// Rates, each with its time and its reason.
+    pub rates: Vec<(f64, u64, Reason)>,
 }
 
-pub(super) fn steady(_: f64, rate: f64) -> f64 {
+/// The same everywhere.
+#[must_use]
+pub const fn steady(_: f64, rate: f64) -> f64 {
     rate
 }
 
 const STEP: f64 = 0.005;
 const BUFFER: f64 = 2e6;
-const OVERHEAD: f64 = 0.05;
-const DOWNTIME_LIMIT: f64 = 0.3;
+/// In so many seconds a guest writes all that it ever does.
+const LONG: f64 = 1e4;
 /// QEMU sends for so long before it looks at what is left.
 const ROUND: f64 = 0.05;
-const START: f64 = 1.5;
-const GIVE_UP: f64 = 3000.0;
 
-struct Model<'a> {
-    scenario: &'a Scenario,
+struct Model<'a, G> {
+    scenario: &'a Scenario<G>,
     session: Session,
     bucket: TokenBucket,
     now: f64,
     normal: f64,
+    /// Those of them that the guest does not write; known after the first pass.
+    cold: f64,
     zero: f64,
     pass_began: f64,
     syncs: u64,
@@ -92,26 +118,13 @@ struct Counters {
     passes: u64,
 }
 
-impl Scenario {
-    pub(super) fn new(guest: Guest, objective: Objective) -> Self {
-        Self {
-            guest,
-            objective,
-            max_rate: None,
-            link: steady,
-            link_rate: 110e6,
-            rtt: 0.001,
-            sight: Sight::All,
-        }
-    }
-
-    pub(super) fn run(&self) -> Run {
+impl<G: Guest> Scenario<G> {
+    /// Runs it to its end.
+    #[must_use]
+    pub fn run(&self) -> Run {
         let config = SessionConfig {
             objective: self.objective,
-            limits: Limits {
-                max_rate: self.max_rate,
-                downtime_limit: Duration::from_secs_f64(DOWNTIME_LIMIT),
-            },
+            limits: self.limits,
             switchover_overhead: Duration::from_millis(60),
         };
         let mut model = Model {
@@ -119,9 +132,10 @@ impl Scenario {
             session: Session::new(config, Time::ZERO),
             bucket: TokenBucket::new(Rate::BytesPerSecond(0), Time::ZERO),
             now: 0.0,
-            normal: self.guest.normal_pages,
-            zero: self.guest.total_pages - self.guest.normal_pages,
-            pass_began: START,
+            normal: self.guest.normal_pages(),
+            cold: 0.0,
+            zero: self.guest.total_pages() - self.guest.normal_pages(),
+            pass_began: self.start,
             syncs: 0,
             buffered: 0.0,
             counters: Counters::default(),
@@ -135,16 +149,20 @@ impl Scenario {
                 finish: f64::INFINITY,
                 downtime: f64::INFINITY,
                 bytes: 0.0,
+                passes: 0,
                 verdicts: Vec::new(),
                 forecasts: Vec::new(),
                 rates: Vec::new(),
             },
         };
-        model.before();
-        let mut next_sample = START;
-        while model.now < GIVE_UP && !model.run.finish.is_finite() {
+        let mut before = self.before.iter().peekable();
+        let mut next_sample = self.start;
+        while model.now < self.give_up && !model.run.finish.is_finite() {
+            while let Some((at, sample)) = before.next_if(|(at, _)| *at <= model.now) {
+                model.session.handle_sample(*sample, time(*at));
+            }
             model.act();
-            if model.now >= START {
+            if model.now >= self.start {
                 model.step();
                 if model.now >= next_sample {
                     next_sample += 0.1;
@@ -154,6 +172,7 @@ impl Scenario {
             model.now += STEP;
         }
         model.run.bytes = model.counters.wire;
+        model.run.passes = model.syncs;
         model.run
     }
 }
@@ -162,29 +181,7 @@ fn time(seconds: f64) -> Time {
     Time::ZERO + to_duration(seconds)
 }
 
-impl Model<'_> {
-    /// What is measured before the first byte.
-    fn before(&mut self) {
-        let guest = self.scenario.guest;
-        let ram = Ram {
-            total_bytes: to_u64(guest.total_pages * 4096.0),
-            resident_bytes: (!matches!(self.scenario.sight, Sight::Log | Sight::Stream))
-                .then(|| to_u64(guest.normal_pages * 4096.0)),
-        };
-        self.session.handle_sample(Sample::Ram(ram), time(0.1));
-        let windows: &[f64] = match self.scenario.sight {
-            Sight::All => &[0.05, 0.05, 0.2, 0.2, 0.6],
-            Sight::Qmp => &[1.0],
-            Sight::Log | Sight::Stream => &[],
-        };
-        let mut at = 0.1;
-        for &window in windows {
-            let pages = guest.dirtied(at, at + window);
-            at += window;
-            self.see_dirty(window, pages, at);
-        }
-    }
-
+impl<G: Guest> Model<'_, G> {
     fn see_dirty(&mut self, window: f64, pages: f64, at: f64) {
         let window = DirtyWindow {
             window: to_duration(window),
@@ -212,9 +209,7 @@ impl Model<'_> {
                 } => {
                     let rate = Rate::from_bytes_per_second(bytes_per_second);
                     self.bucket.set_rate(rate, now);
-                    self.run
-                        .rates
-                        .push((self.now, bytes_per_second, reason.to_string()));
+                    self.run.rates.push((self.now, bytes_per_second, reason));
                 }
                 Action::OpenBucket { .. } => self.bucket.open(now),
                 Action::Forecast(record) => self.run.forecasts.push(record),
@@ -290,6 +285,7 @@ impl Model<'_> {
         self.counters.sent_normal += self.normal * share;
         self.counters.sent_zero += self.zero * share;
         self.normal -= self.normal * share;
+        self.cold -= self.cold * share;
         self.zero -= self.zero * share;
         self.buffered += sent * each;
         self.counters.written += sent * each;
@@ -316,15 +312,20 @@ impl Model<'_> {
             return;
         }
         self.look_at = self.now + ROUND;
-        let threshold = self.bandwidth * DOWNTIME_LIMIT / 4096.0;
+        let threshold = self.bandwidth * self.scenario.limits.downtime_limit.as_secs_f64() / 4096.0;
         if self.normal + self.zero > threshold + 0.5 {
             return;
         }
-        let guest = self.scenario.guest;
+        let guest = &self.scenario.guest;
         let found = guest.dirtied_by_chunk(self.pass_began, self.now);
         let window = self.now - self.pass_began;
-        self.normal =
-            (self.normal + found * (1.0 - self.normal / guest.total_pages)).min(guest.total_pages);
+        // Only what is in the set that the guest writes is found again.
+        let set = guest.dirtied(self.now - LONG, self.now).max(found).max(1.0);
+        if self.syncs == 1 {
+            self.cold = self.normal * (1.0 - set / guest.total_pages()).max(0.0);
+        }
+        let hot = (self.normal - self.cold).clamp(0.0, set);
+        self.normal = self.cold + hot + found * (1.0 - hot / set);
         self.syncs += 1;
         self.pass_began = self.now;
         self.marks.push_back(self.counters.written);
@@ -342,7 +343,7 @@ impl Model<'_> {
         if self.normal + self.zero >= 0.5 || self.buffered >= 1.0 {
             return;
         }
-        self.run.finish = self.now + OVERHEAD + 1.5 * self.scenario.rtt;
+        self.run.finish = self.now + self.scenario.overhead + 1.5 * self.scenario.rtt;
         self.run.downtime = self.run.finish - stopped;
         self.session
             .handle_sample(Sample::Running, time(self.run.finish));
@@ -365,18 +366,12 @@ impl Model<'_> {
         }
         let progress = QemuProgress {
             remaining_bytes: to_u64((self.normal + self.zero) * 4096.0),
-            total_bytes: to_u64(self.scenario.guest.total_pages * 4096.0),
+            total_bytes: to_u64(self.scenario.guest.total_pages() * 4096.0),
             dirty_sync_count: self.syncs,
             normal_pages: to_u64(self.counters.sent_normal),
             zero_pages: to_u64(self.counters.sent_zero),
         };
         self.session
             .handle_sample(Sample::Qemu(progress), time(self.now));
-    }
-}
-
-impl Run {
-    pub(super) fn error(&self, objective: Objective) -> f64 {
-        self.finish - to_f64(objective.deadline().map_or(0, |d| d.as_secs()))
     }
 }

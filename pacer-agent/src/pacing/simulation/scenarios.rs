@@ -2,10 +2,75 @@
 
 use std::time::Duration;
 
-use super::guest::Guest;
-use super::run::{Run, Scenario, Sight};
+use super::guest::Guest as _;
+use super::run::{Run, Sight, steady};
+use super::synthetic::SyntheticGuest;
 use crate::pacing::controller::{Objective, Verdict};
-use crate::pacing::number::{to_f64, to_u64};
+use crate::pacing::number::{to_duration, to_f64, to_u64};
+use crate::pacing::objective::Limits;
+use crate::pacing::sample::{DirtyWindow, Origin, Ram, Sample};
+
+type Scenario = super::run::Scenario<SyntheticGuest>;
+
+fn scenario(guest: SyntheticGuest, objective: Objective) -> Scenario {
+    let mut scenario = Scenario {
+        guest,
+        objective,
+        limits: Limits {
+            max_rate: None,
+            downtime_limit: Duration::from_millis(300),
+        },
+        link: steady,
+        link_rate: 110e6,
+        rtt: 0.001,
+        sight: Sight::All,
+        before: Vec::new(),
+        start: 1.5,
+        overhead: 0.05,
+        give_up: 3000.0,
+    };
+    see(&mut scenario, Sight::All);
+    scenario
+}
+
+/// Lets the session see no more than `sight`, before the first byte too.
+fn see(scenario: &mut Scenario, sight: Sight) {
+    let guest = scenario.guest;
+    let ram = Ram {
+        total_bytes: to_u64(guest.total_pages * 4096.0),
+        content_bytes: (!matches!(sight, Sight::Log | Sight::Stream))
+            .then(|| to_u64(guest.normal_pages * 4096.0)),
+        content_parts: None,
+    };
+    scenario.sight = sight;
+    scenario.before = vec![(0.1, Sample::Ram(ram))];
+    let windows: &[f64] = match sight {
+        Sight::All => &[0.05, 0.05, 0.2, 0.2, 0.6],
+        Sight::Qmp => &[1.0],
+        Sight::Log | Sight::Stream => &[],
+    };
+    let mut at = 0.1;
+    for &seconds in windows {
+        let window = DirtyWindow {
+            window: to_duration(seconds),
+            pages: to_u64(guest.dirtied(at, at + seconds).round()),
+            device_pages: 0,
+            origin: match sight {
+                Sight::Qmp => Origin::Qemu,
+                _ => Origin::DirtyLog,
+            },
+        };
+        at += seconds;
+        scenario.before.push((at, Sample::Dirty(window)));
+    }
+}
+
+fn error(run: &Run, objective: Objective) -> f64 {
+    run.finish
+        - objective
+            .deadline()
+            .map_or(0.0, |deadline| deadline.as_secs_f64())
+}
 
 fn at(seconds: u64) -> Objective {
     Objective::At(Duration::from_secs(seconds))
@@ -19,10 +84,10 @@ fn tolerance(objective: Objective) -> f64 {
 /// Runs it and asks for the deadline to be met.
 fn check(scenario: &Scenario) -> Run {
     let run = scenario.run();
-    let error = run.error(scenario.objective);
+    let error = error(&run, scenario.objective);
     assert!(
         error.abs() <= tolerance(scenario.objective),
-        "{error:+.2} s, downtime {:.3}, verdicts {:?}\n{:#?}",
+        "{error:+.2} s, downtime {:.3}, verdicts {:?}\n{:?}",
         run.downtime,
         run.verdicts,
         &run.rates[run.rates.len().saturating_sub(40)..]
@@ -30,15 +95,15 @@ fn check(scenario: &Scenario) -> Run {
     run
 }
 
-fn demo() -> Guest {
-    Guest::idle(512.0, 256.0).sweeping(2000.0, 1500.0)
+fn demo() -> SyntheticGuest {
+    SyntheticGuest::idle(512.0, 256.0).sweeping(2000.0, 1500.0)
 }
 
 #[test]
 fn a_small_guest_arrives_on_time_whatever_is_seen_of_it() {
     for sight in [Sight::All, Sight::Qmp, Sight::Log] {
-        let mut scenario = Scenario::new(demo(), at(30));
-        scenario.sight = sight;
+        let mut scenario = scenario(demo(), at(30));
+        see(&mut scenario, sight);
         let run = check(&scenario);
         assert!(run.forecasts.len() >= 28, "{}", run.forecasts.len());
         assert!(run.downtime < 0.5, "{}", run.downtime);
@@ -49,17 +114,17 @@ fn a_small_guest_arrives_on_time_whatever_is_seen_of_it() {
 #[test]
 fn a_guest_of_which_only_the_stream_is_seen_is_not_forgotten() {
     // It stood at a byte a second once: nothing was known to be left.
-    let mut scenario = Scenario::new(demo(), at(30));
-    scenario.sight = Sight::Stream;
+    let mut scenario = scenario(demo(), at(30));
+    see(&mut scenario, Sight::Stream);
     let run = scenario.run();
     assert!((15.0..40.0).contains(&run.finish), "{}", run.finish);
 }
 
 #[test]
 fn an_idle_guest_ends_its_only_pass_at_the_deadline() {
-    check(&Scenario::new(Guest::idle(1024.0, 300.0), at(30)));
-    check(&Scenario::new(
-        Guest::idle(1024.0, 300.0).scattering(40.0, 20.0),
+    check(&scenario(SyntheticGuest::idle(1024.0, 300.0), at(30)));
+    check(&scenario(
+        SyntheticGuest::idle(1024.0, 300.0).scattering(40.0, 20.0),
         at(30),
     ));
 }
@@ -67,17 +132,17 @@ fn an_idle_guest_ends_its_only_pass_at_the_deadline() {
 #[test]
 fn a_hot_guest_near_the_knee() {
     // Writes 41 MB/s over and over; the limit allows 60.
-    let guest = Guest::idle(1024.0, 900.0).scattering(60_000.0, 10_000.0);
-    let mut scenario = Scenario::new(guest, at(60));
-    scenario.max_rate = Some(60_000_000);
+    let guest = SyntheticGuest::idle(1024.0, 900.0).scattering(60_000.0, 10_000.0);
+    let mut scenario = scenario(guest, at(60));
+    scenario.limits.max_rate = Some(60_000_000);
     check(&scenario);
 }
 
 #[test]
 fn an_impossible_deadline_is_refused_at_once() {
-    let guest = Guest::idle(2048.0, 1500.0).scattering(20_000.0, 2000.0);
-    let mut scenario = Scenario::new(guest, at(20));
-    scenario.max_rate = Some(30_000_000);
+    let guest = SyntheticGuest::idle(2048.0, 1500.0).scattering(20_000.0, 2000.0);
+    let mut scenario = scenario(guest, at(20));
+    scenario.limits.max_rate = Some(30_000_000);
     let run = scenario.run();
     let &(when, verdict, earliest) = run
         .verdicts
@@ -95,7 +160,7 @@ fn an_impossible_deadline_is_refused_at_once() {
 
 #[test]
 fn a_fixed_rate_is_kept_and_forecast() {
-    let mut scenario = Scenario::new(demo(), Objective::Fixed(20_000_000));
+    let mut scenario = scenario(demo(), Objective::Fixed(20_000_000));
     scenario.link_rate = 60e6;
     let run = scenario.run();
     assert_eq!(run.rates.first().map(|rate| rate.1), Some(20_000_000));
@@ -114,29 +179,29 @@ fn a_fixed_rate_is_kept_and_forecast() {
 
 #[test]
 fn as_fast_as_it_goes() {
-    let run = Scenario::new(demo(), Objective::Fastest).run();
+    let run = scenario(demo(), Objective::Fastest).run();
     assert!(run.finish < 6.0, "{}", run.finish);
 }
 
 #[test]
 fn by_means_before() {
-    let scenario = Scenario::new(demo(), Objective::By(Duration::from_secs(30)));
-    let error = scenario.run().error(scenario.objective);
+    let scenario = scenario(demo(), Objective::By(Duration::from_secs(30)));
+    let error = error(&scenario.run(), scenario.objective);
     assert!((-10.0..=0.0).contains(&error), "{error}");
 }
 
 #[test]
 fn a_guest_that_becomes_busier_half_way() {
-    let guest = Guest::idle(1024.0, 600.0)
+    let guest = SyntheticGuest::idle(1024.0, 600.0)
         .scattering(8000.0, 1000.0)
         .changing(30.0, 4.0);
-    check(&Scenario::new(guest, at(60)));
+    check(&scenario(guest, at(60)));
 }
 
 #[test]
 fn a_link_slower_than_planned() {
-    let guest = Guest::idle(1024.0, 600.0).scattering(3000.0, 800.0);
-    let mut scenario = Scenario::new(guest, at(60));
+    let guest = SyntheticGuest::idle(1024.0, 600.0).scattering(3000.0, 800.0);
+    let mut scenario = scenario(guest, at(60));
     scenario.link_rate = 16e6;
     check(&scenario);
     scenario.link = |now, rate| if now > 25.0 { rate / 2.0 } else { rate };
@@ -146,7 +211,7 @@ fn a_link_slower_than_planned() {
 
 #[test]
 fn an_outage_half_way() {
-    let mut scenario = Scenario::new(demo(), at(40));
+    let mut scenario = scenario(demo(), at(40));
     scenario.link = |now, rate| {
         if (15.0..20.0).contains(&now) {
             0.0
@@ -159,12 +224,12 @@ fn an_outage_half_way() {
 
 #[test]
 fn large_guests_and_long_deadlines() {
-    let guest = Guest::idle(8192.0, 5000.0)
+    let guest = SyntheticGuest::idle(8192.0, 5000.0)
         .scattering(40_000.0, 3000.0)
         .sweeping(5000.0, 2000.0);
-    check(&Scenario::new(guest, at(300)));
-    let guest = Guest::idle(1024.0, 800.0).scattering(10_000.0, 2000.0);
-    check(&Scenario::new(guest, at(20)));
+    check(&scenario(guest, at(300)));
+    let guest = SyntheticGuest::idle(1024.0, 800.0).scattering(10_000.0, 2000.0);
+    check(&scenario(guest, at(20)));
 }
 
 /// A small generator, so that the draw is the same everywhere.
@@ -189,18 +254,19 @@ impl Draw {
         let normal = mib * self.between(0.2, 0.95);
         let set = (normal * 256.0 * self.between(0.005, 0.3)).max(64.0);
         let per_second = self.between(50.0, 6000.0);
-        let guest = Guest::idle(mib, normal)
+        let guest = SyntheticGuest::idle(mib, normal)
             .sweeping(set * 0.5, per_second * 0.5)
             .scattering(set, per_second * 0.5);
         let deadline = self.between(15.0, 200.0);
-        let mut scenario = Scenario::new(guest, at(to_u64(deadline)));
+        let mut scenario = scenario(guest, at(to_u64(deadline)));
         scenario.link_rate = self.between(40e6, 400e6);
         scenario.rtt = self.between(0.0005, 0.08);
-        scenario.sight = match to_u64(self.unit() * 3.0) {
+        let sight = match to_u64(self.unit() * 3.0) {
             0 => Sight::Qmp,
             1 => Sight::Log,
             _ => Sight::All,
         };
+        see(&mut scenario, sight);
         scenario
     }
 }
@@ -227,7 +293,7 @@ fn share_met(seed: u64, runs: u32) -> (f64, String) {
         }
         ran += 1;
         let run = scenario.run();
-        let error = run.error(scenario.objective);
+        let error = error(&run, scenario.objective);
         if error.abs() <= tolerance(scenario.objective) {
             met += 1;
         } else {
@@ -267,8 +333,8 @@ fn nearly_every_deadline_drawn_is_met() {
 #[ignore = "a measurement; run with --release"]
 #[expect(clippy::disallowed_methods, reason = "measures real time")]
 fn a_tick_is_short_whatever_the_size() {
-    let guest = Guest::idle(1024.0 * 1024.0, 900.0 * 1024.0).scattering(4e6, 60_000.0);
-    let mut scenario = Scenario::new(guest, at(2000));
+    let guest = SyntheticGuest::idle(1024.0 * 1024.0, 900.0 * 1024.0).scattering(4e6, 60_000.0);
+    let mut scenario = scenario(guest, at(2000));
     scenario.link_rate = 1.2e9;
     let began = std::time::Instant::now();
     let run = scenario.run();
