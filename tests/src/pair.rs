@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Identity, Output, pacer_binary};
-use crate::process::{free_port, wait_until};
+use crate::process::{free_port, pause, wait_until};
 use crate::vm::{Guest, Incoming, Vm, VmOptions};
 
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -56,6 +56,8 @@ pub struct PairOptions {
     pub connect_port: Option<u16>,
     /// UDP port that `pacer dest` listens at; `None` picks one.
     pub quic_port: Option<u16>,
+    /// How long the guest works before the agents are started.
+    pub settle: Duration,
     /// The program under test; `None` is [`pacer_binary`]'s.
     pub pacer: Option<PathBuf>,
     /// Where the source agent's progress goes.
@@ -74,6 +76,7 @@ impl PairOptions {
             destination: SideOptions::default(),
             connect_port: None,
             quic_port: None,
+            settle: Duration::ZERO,
             pacer: None,
             output: Output::Log,
         }
@@ -116,6 +119,18 @@ impl Pair {
     /// # Errors
     /// Something did not start; with its log.
     pub fn start(options: &PairOptions) -> Result<Self> {
+        Self::start_after(options, |_| Ok(()))
+    }
+
+    /// As [`Pair::start`]; before the agents are started `look` may do something
+    /// with the guest at work.
+    ///
+    /// # Errors
+    /// As there, and those of `look`.
+    pub fn start_after(
+        options: &PairOptions,
+        look: impl FnOnce(&Vm) -> Result<()>,
+    ) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("pacer-pair-").tempdir()?;
         let [source_port, forward_port] = [free_port()?, free_port()?];
         let quic_port = options.quic_port.map_or_else(free_udp_port, Ok)?;
@@ -124,6 +139,8 @@ impl Pair {
         let program = options.pacer.clone().map_or_else(pacer_binary, Ok)?;
         let identities = [Identity::generate(&program)?, Identity::generate(&program)?];
         source.wait_started(START_TIMEOUT)?;
+        pause(options.settle)?;
+        look(&source)?;
 
         let [own, peer] = &identities;
         let listen = format!("127.0.0.1:{quic_port}");

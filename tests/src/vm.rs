@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -196,6 +196,18 @@ impl Vm {
         read_log(&serial_path(self.folder.path()))
     }
 
+    /// When the guest last said something on its serial port.
+    ///
+    /// # Errors
+    /// The file it goes to is gone.
+    pub fn serial_written_at(&self) -> Result<SystemTime> {
+        let path = serial_path(self.folder.path());
+        let metadata = path.metadata();
+        Ok(metadata
+            .with_context(|| path.display().to_string())?
+            .modified()?)
+    }
+
     /// Waits until `holds` of the serial output.
     ///
     /// # Errors
@@ -223,7 +235,10 @@ impl Vm {
             Guest::Bare(_) => self.wait_serial(|serial| serial.contains('R'), timeout),
             Guest::Linux(guest) => {
                 let mark = guest.started_mark();
-                self.wait_serial(|serial| serial.contains(mark), timeout)
+                let ended = |serial: &str| serial.contains(mark) || has_failed(serial);
+                self.wait_serial(ended, timeout)?;
+                ensure!(!has_failed(&self.serial()), "{}", self.serial());
+                Ok(())
             }
         }
     }
@@ -431,4 +446,10 @@ fn bare_args(command: &mut Command, guest: &BareGuest, accel: Accel, folder: &Pa
             .arg("virtio-net-pci,netdev=net0,disable-modern=on,rx_queue_size=256,romfile=");
     }
     Ok(())
+}
+/// Whether the guest says that its program has ended where it should not.
+fn has_failed(serial: &str) -> bool {
+    serial
+        .lines()
+        .any(|line| line.starts_with("PACER PROGRAM ") && line.trim_end().ends_with(" failed"))
 }

@@ -2,14 +2,17 @@
 //! whole, and what is not whole is noticed.
 #![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::Result;
 use pacer_tests::disk::{DetectZeroes, DiskAio, DiskBus, DiskCache, DiskFormat, DiskOptions};
 use pacer_tests::guest::bare::BareGuest;
 use pacer_tests::guest::bare::devices::{BareDirection, BareDisk, BareWalk};
+use pacer_tests::guest::bare::pattern::{BareOrder, BarePattern, BarePhase};
 use pacer_tests::guest::disk_load::{DiskLoad, parse_disk_reports};
 use pacer_tests::guest::linux::{LinuxGuest, LinuxWork, check_heartbeats};
+use pacer_tests::guest::program::{Program, ProgramLoad, rounds};
 use pacer_tests::process::{free_port, wait_until};
 use pacer_tests::qemu::{Accel, QemuInstall, QemuVersion};
 use pacer_tests::vm::{Guest, Incoming, Vm, VmOptions};
@@ -150,6 +153,77 @@ fn the_bare_guest_keeps_its_pace() -> Result<()> {
 
 #[test]
 #[ignore = "needs QEMU"]
+fn a_bare_guest_with_a_pattern_arrives_whole_and_goes_on() -> Result<()> {
+    const SEED: NonZeroU32 = NonZeroU32::MIN;
+    let phase = BarePhase {
+        writes: u32::MAX,
+        pages_per_second: 3000,
+        first_page: 100,
+        pages: 1500,
+        order: BareOrder::Random,
+    };
+    let hot = BareOrder::HotAndCold {
+        hot_pages: 150,
+        hot_percent: 90,
+    };
+    let sweep = BarePhase {
+        order: BareOrder::Sweep,
+        first_page: 0,
+        pages: 2000,
+        ..phase
+    };
+    // Pages a second on average, and the pattern.
+    for (pace, pattern) in [
+        (3000, BarePattern::steady(SEED, phase)),
+        (
+            3000,
+            BarePattern::steady(
+                SEED,
+                BarePhase {
+                    order: hot,
+                    ..phase
+                },
+            ),
+        ),
+        (1005, BarePattern::bursts(SEED, sweep, 200, 400)),
+        (
+            3000,
+            BarePattern::alternating(SEED, [(phase, 30), (sweep, 70)]),
+        ),
+        (3000, BarePattern::changing(SEED, phase, 500, sweep)),
+    ] {
+        let guest = BareGuest {
+            pattern: Some(pattern),
+            ..BARE
+        };
+        let options = options(Guest::Bare(guest))?;
+        let source = Vm::start(&options)?;
+        source.wait_started(TIMEOUT)?;
+        let begun = source.verify_bare(&guest)?;
+        let start = std::time::Instant::now();
+        let due = 3 * pace;
+        wait_until("it has written its pages", TIMEOUT, || {
+            let state = guest.state(&source.pmemsave(BareGuest::STATE_BYTES)?)?;
+            Ok((state.total_writes - begun.total_writes > due).then_some(()))
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        assert!(
+            (seconds - 3.0).abs() < 0.8,
+            "{seconds} s for 3 s of pages: {pattern:?}"
+        );
+        let destination = migrate(&source, &options)?;
+        let at_stop = guest.verify(&source.pmemsave(guest.used_bytes())?)?;
+        wait_until("the guest writes at the destination", TIMEOUT, || {
+            let state = guest.state(&destination.pmemsave(BareGuest::STATE_BYTES)?)?;
+            Ok((state.total_writes > at_stop.total_writes + 500).then_some(()))
+        })?;
+        destination.verify_bare(&guest)?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn a_bare_guest_has_a_disk_and_a_network_card() -> Result<()> {
     const SPAN_BYTES: u64 = 16 << 20;
     const REQUESTS: u32 = 300;
@@ -163,7 +237,7 @@ fn a_bare_guest_has_a_disk_and_a_network_card() -> Result<()> {
     let reads = BareDisk {
         request_bytes: 16 << 10,
         limit: REQUESTS,
-        walk: BareWalk::Random(std::num::NonZeroU32::MIN),
+        walk: BareWalk::Random(NonZeroU32::MIN),
         ..BareDisk::new(BareDirection::Read, SPAN_BYTES)
     };
     for disk in [writes, reads] {
@@ -221,6 +295,24 @@ fn a_linux_guest_arrives_whole_and_goes_on() -> Result<()> {
     let last = check_heartbeats(&source.serial(), &destination.serial())?;
     assert!(last > 15, "{last}");
     Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_real_program_goes_on_after_its_move() -> Result<()> {
+    let load = ProgramLoad {
+        program: Program::Sqlite,
+        work_mib: 1,
+        pause_ms: 100,
+        fill_mib: 8,
+    };
+    let options = options(Guest::Linux(LinuxGuest::with_program(load, 320)?))?;
+    let source = Vm::start(&options)?;
+    source.wait_started(TIMEOUT)?;
+    let destination = migrate(&source, &options)?;
+    wait_until("it ends two rounds", TIMEOUT, || {
+        Ok((rounds(&destination.serial())? >= 2).then_some(()))
+    })
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! The bare guest: firmware of our own that fills memory with content it can
 //! be checked against and then dirties it at a set speed. It runs under any
 //! KVM and under TCG and says `R` on the serial port when its memory is filled.
-//! It may read or write a disk beside, and receive frames: [`devices`].
+//! It may read or write a disk beside, and receive frames: [`devices`]; and its
+//! writes may follow a pattern: [`pattern`].
 
 pub mod devices;
 mod error;
+pub mod pattern;
 mod writes;
 
 use devices::{BareCounters, BareDisk};
 pub use error::{BareFault, BareGuestError};
+use pattern::{BarePattern, Stamps};
 
 use super::content::{CONTENT_BYTES, content, page_mark};
 use super::memory::{GuestMemory, PAGE_BYTES};
@@ -20,6 +23,7 @@ mod image {
     global_asm!(
         include_str!("bare.s"),
         include_str!("bare/devices.s"),
+        include_str!("bare/pattern.s"),
         ".globl pacer_bare_end",
         "pacer_bare_end:",
         ".code64",
@@ -46,8 +50,8 @@ mod image {
 const IMAGE_BYTES: usize = 64 << 10;
 /// Where the CPU starts, in the image.
 const RESET_VECTOR: usize = 0xFFF0;
-/// `ljmp $0xF000, $0x40`: the code behind the parameters.
-const RESET_CODE: [u8; 5] = [0xEA, 0x40, 0x00, 0x00, 0xF0];
+/// `ljmp $0xF000, $0x90`: the code behind the parameters.
+const RESET_CODE: [u8; 5] = [0xEA, 0x90, 0x00, 0x00, 0xF0];
 /// Where the guest keeps its state, and its words: magic, position, round,
 /// timer ticks.
 const CONTROL_ADDRESS: u64 = 0x8000;
@@ -71,7 +75,11 @@ pub struct BareGuest {
     /// Pages of 4 KiB written over and over, at least 1.
     pub working_set_pages: u32,
     /// Pages written in a second of guest time; 0 is as fast as the CPU goes.
+    /// A pattern has its own.
     pub pages_per_second: u32,
+    /// Which pages of the working set are written, and how fast; `None` is one
+    /// after the other and then from the first again.
+    pub pattern: Option<BarePattern>,
     /// What it does to the first virtio-blk disk of its machine.
     pub disk: Option<BareDisk>,
     /// Whether its machine has a network card, at which it receives whatever
@@ -84,13 +92,14 @@ pub struct BareGuest {
 pub struct BareState {
     /// Sweeps over the working set begun; 1 from the start.
     pub round: u32,
-    /// Page of the working set that is written next.
+    /// Page of the working set that is written next; with a pattern only a
+    /// count within the round.
     pub page: u32,
     /// Pages written since the start; never falls.
     pub total_writes: u64,
-    /// Of the two stores to `page`, how many are made already; `None` if the
-    /// page does not tell, which is only so if the guest ran while its memory
-    /// was read.
+    /// Of the two stores to `page`, how many are made already; `None` of a
+    /// guest with a pattern, and if the page does not tell, which is only so if
+    /// the guest ran while its memory was read.
     pub stores: Option<u8>,
 }
 
@@ -101,6 +110,7 @@ impl BareGuest {
         fill_mib: 0,
         working_set_pages: 1,
         pages_per_second: 0,
+        pattern: None,
         disk: None,
         network: false,
     };
@@ -126,6 +136,10 @@ impl BareGuest {
         if let Some(disk) = self.disk {
             disk.check().map_err(BareGuestError::BadDisk)?;
         }
+        if let Some(pattern) = self.pattern {
+            let checked = pattern.check(self.working_set_pages);
+            checked.map_err(BareGuestError::BadPattern)?;
+        }
         let working_set_mib = u64::from(self.working_set_pages.div_ceil(PAGES_PER_MIB));
         let buffers_mib = self.buffer_pages().div_ceil(u64::from(PAGES_PER_MIB));
         let needed_mib =
@@ -148,12 +162,15 @@ impl BareGuest {
         let code = image::code();
         let mut bios = vec![0; IMAGE_BYTES];
         bios[..code.len()].copy_from_slice(code);
-        let own = [
-            self.pages_total(),
-            self.working_set_pages,
-            self.pages_per_second,
-        ];
-        let parameters = own.into_iter().chain(self.device_parameters());
+        let pace = self
+            .pattern
+            .map_or(self.pages_per_second, |pattern| pattern.first_pace());
+        let own = [self.pages_total(), self.working_set_pages, pace];
+        let pattern = self.pattern.map_or([0; 18], BarePattern::parameters);
+        let parameters = own
+            .into_iter()
+            .chain(self.device_parameters())
+            .chain(pattern);
         for (slot, value) in bios.chunks_exact_mut(4).zip(parameters) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
@@ -174,6 +191,12 @@ impl BareGuest {
     /// The first thing that is wrong.
     pub fn verify(&self, memory: &GuestMemory) -> Result<BareState, BareFault> {
         let state = self.state(memory)?;
+        let drawn = state
+            .total_writes
+            .saturating_sub(self.working_set_pages.into());
+        let stamps = self
+            .pattern
+            .map(|pattern| pattern.stamps(self.working_set_pages, drawn));
         let content = content();
         let mut chunk = vec![0; CONTENT_BYTES];
         let mut first_page = 0;
@@ -186,7 +209,7 @@ impl BareGuest {
                 .chunks_exact(PAGE_BYTES)
                 .zip(content.chunks_exact(PAGE_BYTES))
             {
-                self.check_page(first_page, bytes, expected, state)?;
+                self.check_page(first_page, bytes, expected, (state, stamps.as_ref()))?;
                 first_page += 1;
             }
             left_bytes -= chunk.len();
@@ -216,8 +239,10 @@ impl BareGuest {
         };
         let mut at_hand = vec![0; PAGE_BYTES];
         let stores = match memory.read(page_address(page), &mut at_hand) {
-            Ok(()) => writes::stores_made(page, round, [dword(&at_hand, 0), dword(&at_hand, 4)]),
-            Err(_) => None,
+            Ok(()) if self.pattern.is_none() => {
+                writes::stores_made(page, round, [dword(&at_hand, 0), dword(&at_hand, 4)])
+            }
+            _ => None,
         };
         let total_writes = u64::from(round) * u64::from(self.working_set_pages) + u64::from(page);
         Ok(BareState {
@@ -249,7 +274,7 @@ impl BareGuest {
         page: u32,
         bytes: &[u8],
         content: &[u8],
-        state: BareState,
+        (state, stamps): (BareState, Option<&Stamps>),
     ) -> Result<(), BareFault> {
         let written = page < self.working_set_pages;
         let mark = page_mark(page).to_le_bytes();
@@ -275,8 +300,14 @@ impl BareGuest {
         match wrong {
             Some(8) => Err(fault(8, page_mark(page))),
             Some(offset) => Err(fault(offset, dword(content, offset))),
-            None if written => check_round(page, [dword(bytes, 0), dword(bytes, 4)], state)
-                .map_err(|(offset, expected)| fault(offset, expected)),
+            None if written => {
+                let found = [dword(bytes, 0), dword(bytes, 4)];
+                let checked = match stamps {
+                    Some(stamps) => stamps.check(page, found),
+                    None => check_round(page, found, state),
+                };
+                checked.map_err(|(offset, expected)| fault(offset, expected))
+            }
             None => Ok(()),
         }
     }
@@ -293,6 +324,12 @@ fn check_round(page: u32, found: [u32; 2], state: BareState) -> Result<(), (usiz
         std::cmp::Ordering::Equal => &[before, between, now],
         std::cmp::Ordering::Greater => &[before],
     };
+    check_allowed(found, allowed)
+}
+
+/// The first two dwords of a page are one of these, else the wrong offset and
+/// what should stand there.
+fn check_allowed(found: [u32; 2], allowed: &[[u32; 2]]) -> Result<(), (usize, u32)> {
     if allowed.contains(&found) {
         return Ok(());
     }

@@ -1,8 +1,8 @@
 # The bare guest: firmware of its own that fills memory and then dirties it.
 #
-# Assembled into the test crate, with the drivers in `bare/devices.s` behind it;
-# `bare.rs` puts the bytes between `pacer_bare_start` and `pacer_bare_end` at the
-# bottom of a 64 KiB BIOS image,
+# Assembled into the test crate, with `bare/pattern.s` and the drivers in
+# `bare/devices.s` behind it; `bare.rs` puts the bytes between
+# `pacer_bare_start` and `pacer_bare_end` at the bottom of a 64 KiB BIOS image,
 # patches the parameters and adds the reset vector. The image appears at ROM
 # and copies itself to RUN, so an address is its distance from the start plus
 # one of these: no relocation is left for the linker.
@@ -44,8 +44,11 @@ disk_seed:        .long 0       # 0: one place after the other
 buffer_start:     .long 0       # what the disk reads into or writes from
 buffer_end:       .long 0
 network_buffers:  .long 0       # a page each; 0: no network
+pattern_seed:     .long 0       # 0: the working set, page after page
+pattern_next:     .long 0       # bytes from the first phase to that after the second
+pattern_phases:   .fill 16, 4, 0       # see pattern.s
 
-    .org pacer_bare_start + 0x40
+    .org pacer_bare_start + 0x90
     .code16
     cli
     cld
@@ -119,6 +122,7 @@ in_ram:
     testl %edi, %edi
     jz 1b
     movl $0, (CONTROL + 12)
+    call set_up_pattern
     movl $MAGIC, (CONTROL)
     call set_up_ticks
     cmpl $0, (disk_depth - pacer_bare_start + RUN)
@@ -167,7 +171,7 @@ look:
     movl %ecx, %ebx
     andl $0xFFFFFF, %eax        # the timer has 24 bits: 4.7 s
     movl %eax, (ELAPSED)
-    mull (pages_per_second - pacer_bare_start + RUN)
+    mull (PACE)
     addl %ebp, %eax
     adcl $0, %edx
     movl $PM_TIMER_HZ, %ecx
@@ -193,11 +197,18 @@ look:
     movl $SPINS_PER_LOOK, (SPINS)
     jmp look
 
-# Writes page ESI of round EDI and moves on. The position (round's low 12 bits
+# Writes page ESI of round EDI, or from round 1 on the page that the pattern
+# says, and moves on. The position (round's low 12 bits
 # and page in one dword) changes in one store, so whoever looks between two
 # instructions sees it whole; the round is stored after it.
 write_page:
-    movl %esi, %edx
+    testl %edi, %edi
+    jz 3f
+    cmpl $0, (pattern_seed - pacer_bare_start + RUN)
+    je 3f
+    call write_drawn
+    jmp 4f
+3:  movl %esi, %edx
     shll $12, %edx
     addl $BASE, %edx
     movl %edi, (%edx)
@@ -205,7 +216,7 @@ write_page:
     xorl $0x2545F491, %eax
     xorl %edi, %eax
     movl %eax, 4(%edx)
-    incl %esi
+4:  incl %esi
     cmpl (pages_working - pacer_bare_start + RUN), %esi
     jb 1f
     xorl %esi, %esi

@@ -1,12 +1,14 @@
 //! The Linux guest's initramfs: a cpio archive in the cache, named by what is
 //! in it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::program;
 use crate::assets;
 
 /// Modules in the order they are loaded, below `kernel/` of the modules'
@@ -34,21 +36,34 @@ const INIT: &str = "#!/bin/busybox sh
 for module in /modules/*; do
   /bin/busybox insmod $module
 done
+if [ \"$1\" = program ]; then
+  shift
+  exec /bin/busybox sh /programs.sh \"$@\"
+fi
 exec /pacer-guest \"$@\"
 ";
 const BUSYBOX: &str = "/bin/busybox";
 
+/// What an initramfs holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// busybox and `pacer-guest`.
+    Own,
+    /// That, and the programs of [`program`].
+    Programs,
+}
+
 /// The kernel and the initramfs, which is built if what is in it has changed.
 ///
 /// # Errors
-/// The kernel, busybox or `pacer-guest` is not there.
-pub(super) fn find_or_build() -> Result<(PathBuf, PathBuf)> {
+/// The kernel, busybox, `pacer-guest` or a program is not there.
+pub(super) fn find_or_build(contents: Contents) -> Result<(PathBuf, PathBuf)> {
     let cache = assets::cache_folder()?;
     let root = cache.join(assets::KERNEL_FOLDER);
     let kernel = only_entry(&root.join("boot"), "vmlinuz-")?;
     // None where everything is built in: Ubuntu's kernel package has no modules.
     let modules = only_entry(&root.join("lib/modules"), "").ok();
-    let archive = archive(modules.as_deref())?;
+    let archive = archive(modules.as_deref(), contents)?;
     let mut hasher = DefaultHasher::new();
     archive.hash(&mut hasher);
     let initramfs = cache.join(format!("initramfs-{:016x}", hasher.finish()));
@@ -61,8 +76,8 @@ pub(super) fn find_or_build() -> Result<(PathBuf, PathBuf)> {
     Ok((kernel, initramfs))
 }
 
-fn archive(modules: Option<&Path>) -> Result<Vec<u8>> {
-    let program = program()?;
+fn archive(modules: Option<&Path>, contents: Contents) -> Result<Vec<u8>> {
+    let program = guest_program()?;
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "modules", "proc", "sys"] {
@@ -77,11 +92,39 @@ fn archive(modules: Option<&Path>) -> Result<Vec<u8>> {
             archive.add(&format!("modules/{number:02}.ko"), 0o100_644, &bytes);
         }
     }
+    if contents == Contents::Programs {
+        add_programs(&mut archive)?;
+    }
     Ok(archive.finish())
 }
 
+fn add_programs(archive: &mut Archive) -> Result<()> {
+    archive.add("programs.sh", 0o100_644, program::SCRIPT.as_bytes());
+    let files = program::files()?;
+    let parents = files.iter().flat_map(|(path, _)| path.ancestors().skip(1));
+    // A folder sorts before what is in it.
+    let folders: BTreeSet<&Path> = parents.collect();
+    for folder in folders {
+        // Some are there already, which the kernel does not mind.
+        if let Some(name) = relative(folder) {
+            archive.add(name, 0o040_755, &[]);
+        }
+    }
+    for (path, content) in &files {
+        let name = relative(path).with_context(|| path.display().to_string())?;
+        archive.add(name, 0o100_755, content);
+    }
+    Ok(())
+}
+
+/// The path below the root; `None` of the root itself.
+fn relative(path: &Path) -> Option<&str> {
+    let below = path.strip_prefix("/").ok()?.to_str()?;
+    (!below.is_empty()).then_some(below)
+}
+
 /// `PACER_GUEST_PROGRAM`, else where `cargo xtask build` puts it.
-fn program() -> Result<PathBuf> {
+fn guest_program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("PACER_GUEST_PROGRAM") {
         return Ok(path.into());
     }

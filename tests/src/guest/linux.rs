@@ -1,7 +1,8 @@
 //! The Linux guest: Debian's cloud kernel with an initramfs of busybox and
 //! `pacer-guest`, which either writes memory and a disk and says on the serial
 //! console, about five times a second, whether both still hold what it wrote,
-//! or is there for the machine's disks ([`super::disk_load`]).
+//! or is there for the machine's disks ([`super::disk_load`]), or for a real
+//! program ([`super::program`]).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::disk_load::{DiskFlood, DiskLoad};
+use super::initramfs::{self, Contents};
+use super::program::ProgramLoad;
 
 /// What the guest is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,7 @@ enum Task {
     Work(LinuxWork),
     Load(DiskLoad),
     Flood(DiskFlood),
+    Program(ProgramLoad),
 }
 
 impl LinuxGuest {
@@ -76,8 +80,20 @@ impl LinuxGuest {
         Self::find(Task::Flood(flood), ram_mib)
     }
 
+    /// A guest that runs this program for ever; it has no disk.
+    ///
+    /// # Errors
+    /// What `cargo xtask setup` leaves is not there.
+    pub fn with_program(load: ProgramLoad, ram_mib: u32) -> Result<Self> {
+        Self::find(Task::Program(load), ram_mib)
+    }
+
     fn find(task: Task, ram_mib: u32) -> Result<Self> {
-        let (kernel, initramfs) = super::initramfs::find_or_build()?;
+        let contents = match task {
+            Task::Program(_) => Contents::Programs,
+            _ => Contents::Own,
+        };
+        let (kernel, initramfs) = initramfs::find_or_build(contents)?;
         Ok(Self {
             task,
             ram_mib,
@@ -97,7 +113,7 @@ impl LinuxGuest {
     pub(crate) const fn started_mark(&self) -> &'static str {
         match self.task {
             Task::Work(_) => "PACER 1 ",
-            Task::Load(_) | Task::Flood(_) => " ready",
+            Task::Load(_) | Task::Flood(_) | Task::Program(_) => " ready",
         }
     }
 
@@ -143,6 +159,7 @@ impl Task {
                 "flood {} {} {} {disks}",
                 flood.seed, flood.seconds, flood.threads
             ),
+            Self::Program(load) => load.arguments(),
         }
     }
 }

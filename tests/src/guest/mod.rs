@@ -7,3 +7,4 @@ pub mod disk_load;
 mod initramfs;
 pub mod linux;
 pub mod memory;
+pub mod program;

@@ -28,6 +28,9 @@ pub enum BareGuestError {
     /// Something about the disk that the guest does not know how to do.
     #[error("disk: {0}")]
     BadDisk(&'static str),
+    /// Writes that cannot be.
+    #[error("pattern: {0}")]
+    BadPattern(&'static str),
 }
 
 /// Why a memory is not that of the guest.

@@ -39,11 +39,11 @@ impl BareGuest {
     /// guest was stopped: what KVM's dirty log has of that time, all slots
     /// together.
     ///
-    /// `None` if it cannot be said to the page: the guest has devices, it wrote
-    /// fewer than two pages of its working set between, or it was not stopped.
+    /// `None` if it cannot be said to the page: the guest has devices or a
+    /// pattern, it wrote fewer than two pages of its working set between, or it was not stopped.
     #[must_use]
     pub fn pages_written(&self, from: BareState, to: BareState) -> Option<u64> {
-        if self.disk.is_some() || self.network {
+        if self.disk.is_some() || self.network || self.pattern.is_some() {
             return None;
         }
         // With two pages gone by, all of `write_page` has run at least once.
