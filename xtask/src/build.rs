@@ -1,6 +1,6 @@
 //! `cargo xtask build`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 
@@ -50,6 +50,15 @@ pub(crate) fn build_synthetic() -> Result<PathBuf> {
     let mut command = cargo(["build", "--release", "--package", "pacer-tests"]);
     run(command.args(["--bin", "pacer-synthetic"]))?;
     Ok(target_folder().join("release/pacer-synthetic"))
+}
+
+/// Builds the example of `pacer-agent` that says what a forecast costs, around
+/// the eBPF programs that `pacer` was built with: nothing is built twice.
+pub(crate) fn build_forecast_cost(ebpf_object: &Path) -> Result<PathBuf> {
+    let mut command = cargo(["build", "--release", "--package", "pacer-agent"]);
+    command.args(["--example", "forecast-cost"]);
+    run(command.env("PACER_EBPF_OBJECT", ebpf_object))?;
+    Ok(target_folder().join("release/examples/forecast-cost"))
 }
 
 fn target_folder() -> PathBuf {

@@ -151,6 +151,9 @@ fn missing(scope: Scope) -> Vec<Need> {
     if matches!(scope, Scope::All | Scope::Demo { linux: true }) {
         linux_guest_needs(&mut needs);
     }
+    if scope == Scope::All {
+        program_needs(&mut needs);
+    }
     if scope == Scope::All && old_qemu_version().is_none() {
         needs.push(Need::OldQemu);
     }
@@ -201,6 +204,25 @@ fn linux_guest_needs(needs: &mut Vec<Need>) {
     if !kernel.is_ok_and(|folder| folder.is_dir()) {
         needs.push(Need::Kernel);
     }
+}
+
+/// What the Linux guest runs in benchmarks; none of it is a service here.
+fn program_needs(needs: &mut Vec<Need>) {
+    for (program, package) in [
+        ("redis-benchmark", "redis-tools"),
+        ("stress-ng", "stress-ng"),
+        ("sqlite3", "sqlite3"),
+    ] {
+        if !is_on_path(program) {
+            let what = "a program for the Linux guest";
+            needs.push(Need::Packages(what, vec![package]));
+        }
+    }
+}
+
+fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn system_qemu_is_new_enough() -> bool {

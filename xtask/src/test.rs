@@ -45,7 +45,7 @@ pub(crate) fn test() -> Result<ExitCode> {
 /// The end-to-end tests in which versions of QEMU differ: its migration and the
 /// handover (where each agent dies at one point), its logs, its functions under
 /// uprobes. Everything else runs on the system's QEMU alone.
-const PER_VERSION: [&str; 17] = [
+const PER_VERSION: [&str; 18] = [
     "a_bare_guest_arrives_whole_and_goes_on",
     "a_bare_guest_moves_to_a_newer_qemu",
     "a_guest_arrives_at_its_deadline",
@@ -62,6 +62,7 @@ const PER_VERSION: [&str; 17] = [
     "pages_that_a_tcg_guest_writes",
     "what_a_kvm_guest_reads_from_its_disk",
     "a_migration_hands_over_what_arrives",
+    "a_prediction_comes_true",
     "without_bpf_rights_the_migration_goes_on",
 ];
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, the runs behind them, and whether the targets
 //! hold.
 
+mod forecast;
 mod machine;
 mod probe;
 mod record;
@@ -29,12 +30,13 @@ const INTERRUPTED: u8 = 130;
 /// How to measure.
 #[derive(Args)]
 pub(crate) struct Bench {
-    /// What to measure; everything that is built if absent
+    /// What to measure; `probe` if absent
     name: Option<Name>,
     /// Draws the scenarios' parameters
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How often each measurement is repeated
+    /// How often each measurement is repeated; for `forecast`, whose runs add up
+    /// over many starts, how many are made in this one
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
     /// Only rows of the table whose text contains this
@@ -52,7 +54,7 @@ pub(crate) struct Bench {
 enum Name {
     /// What the eBPF probe sees, and what it costs
     Probe,
-    /// Forecasts against what came (not built yet)
+    /// Forecasts against what came
     Forecast,
     /// Arrivals at the deadline (not built yet)
     Deadline,
@@ -79,6 +81,7 @@ struct Plan {
     /// Parts of the texts of the rows to measure; none is all.
     rows: Vec<String>,
     pacer: PathBuf,
+    ebpf_object: PathBuf,
     synthetic: PathBuf,
 }
 
@@ -89,11 +92,15 @@ impl Plan {
     }
 
     /// The file of its runs. Other parts or repetitions of the same benchmark
-    /// have another: whichever ends first must not end the others.
-    fn file_name(&self, name: &str) -> String {
+    /// have another: whichever ends first must not end the others. Where runs
+    /// add up, there is one file for all of them.
+    fn file_name(&self, name: &str, adds_up: bool) -> String {
         let mut text = format!("{name}-{}", self.seed);
         if self.quick {
             text += "-quick";
+        }
+        if adds_up {
+            return text + ".jsonl";
         }
         if let Some(runs) = self.runs {
             let _ = write!(text, "-{runs}-runs");
@@ -114,15 +121,15 @@ impl Plan {
 /// found.
 pub(crate) fn bench(arguments: &Bench) -> Result<ExitCode> {
     let name = arguments.name.unwrap_or(Name::Probe);
-    if name != Name::Probe {
+    let Some(measured) = Measured::of(name) else {
         let name = name.to_possible_value().context("every name has one")?;
         eprintln!("error: bench {}: not built yet", name.get_name());
         return Ok(ExitCode::from(2));
-    }
+    };
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, interrupt_flag())?;
     }
-    let result = probe_bench(arguments);
+    let result = measure(arguments, &measured);
     if check_interrupt().is_err() {
         eprintln!("interrupted: what was measured is kept, the same command goes on from there");
         return Ok(ExitCode::from(INTERRUPTED));
@@ -130,9 +137,35 @@ pub(crate) fn bench(arguments: &Bench) -> Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-fn probe_bench(arguments: &Bench) -> Result<()> {
+/// A benchmark that is built.
+struct Measured {
+    name: &'static str,
+    run: fn(&Plan, &mut Records) -> Result<Vec<Target>>,
+    /// Whether its runs are collected over many starts.
+    adds_up: bool,
+}
+
+impl Measured {
+    fn of(name: Name) -> Option<Self> {
+        match name {
+            Name::Probe => Some(Self {
+                name: "probe",
+                run: probe::run,
+                adds_up: false,
+            }),
+            Name::Forecast => Some(Self {
+                name: "forecast",
+                run: forecast::run,
+                adds_up: true,
+            }),
+            _ => None,
+        }
+    }
+}
+
+fn measure(arguments: &Bench, measured: &Measured) -> Result<()> {
     setup::setup(setup::Scope::All, false)?;
-    let pacer = build::build()?.pacer;
+    let build::Built { pacer, ebpf_object } = build::build()?;
     let guest = build::build_guest()?;
     let synthetic = build::build_synthetic()?;
     let machine = Machine::read()?;
@@ -142,15 +175,20 @@ fn probe_bench(arguments: &Bench) -> Result<()> {
         runs: arguments.runs,
         rows: arguments.row.clone(),
         pacer,
+        ebpf_object,
         synthetic,
     };
     let programs = [&plan.pacer, &guest, &plan.synthetic];
     let identity = Identity::of_this_build(&programs, machine.versions())?;
-    let mut records = records("probe", &plan, identity)?;
-    let targets = probe::run(&plan, &mut records)?;
-    records.finish()?;
+    let mut records = records(measured, &plan, identity)?;
+    let targets = (measured.run)(&plan, &mut records)?;
+    // What adds up is never complete: another start shows it again. A quick
+    // one is.
+    if !measured.adds_up || plan.quick {
+        records.finish()?;
+    }
     let result = Outcome {
-        name: "probe",
+        name: measured.name,
         plan: &plan,
         machine: &machine,
         targets: &targets,
@@ -164,10 +202,10 @@ fn probe_bench(arguments: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn records(name: &str, plan: &Plan, identity: Identity) -> Result<Records> {
+fn records(measured: &Measured, plan: &Plan, identity: Identity) -> Result<Records> {
     let path = workspace_root()
         .join("target/bench")
-        .join(plan.file_name(name));
+        .join(plan.file_name(measured.name, measured.adds_up));
     let records = Records::open(&path, identity)?;
     if records.kept() > 0 {
         let path = records.path().display();
@@ -219,9 +257,11 @@ mod tests {
             runs,
             rows: rows.iter().copied().map(str::to_owned).collect(),
             pacer: PathBuf::new(),
+            ebpf_object: PathBuf::new(),
             synthetic: PathBuf::new(),
         };
-        plan.file_name("probe")
+        assert!(!plan.file_name("forecast", true).contains("runs"));
+        plan.file_name("probe", false)
     }
 
     #[test]

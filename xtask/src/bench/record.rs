@@ -14,8 +14,10 @@ use crate::shell::output;
 
 /// What a run's figures are figures of. Runs of another build, or of other
 /// parameters, are not mixed in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Identity {
+    /// Told with each run, and no part of what makes builds differ: a commit that
+    /// changes no program, of documents, say, leaves their figures as they are.
     commit: String,
     /// A hash of the programs that were measured and that measured.
     programs: String,
@@ -38,6 +40,12 @@ impl Identity {
             programs: format!("{:016x}", hash.0),
             versions,
         })
+    }
+
+    /// Whether a line of the file is of the same programs, run on the same.
+    fn is_of(&self, line: &Value) -> bool {
+        let build = &line["build"];
+        build["programs"] == self.programs.as_str() && build["versions"] == self.versions.as_str()
     }
 
     fn to_json(&self) -> Value {
@@ -156,6 +164,11 @@ impl Records {
         self.append(&json!({"build": self.identity.to_json(), "finished": true}))
     }
 
+    /// Whether this run is in the file already.
+    pub(super) fn has(&self, row: &str, index: u32, parameters: &Value) -> bool {
+        self.earlier.contains_key(&key(row, index, parameters))
+    }
+
     /// Runs found in the file.
     pub(super) const fn kept(&self) -> usize {
         self.kept
@@ -184,12 +197,11 @@ fn key(row: &str, index: u32, parameters: &Value) -> String {
 
 /// The good runs of this build since the last benchmark that was finished.
 fn unfinished(text: &str, identity: &Identity) -> BTreeMap<String, Value> {
-    let build = identity.to_json();
     let mut runs = BTreeMap::new();
     let lines = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    for mut line in lines.filter(|line| line["build"] == build) {
+    for mut line in lines.filter(|line| identity.is_of(line)) {
         if line["finished"] == true {
             runs.clear();
             continue;
@@ -210,25 +222,27 @@ mod tests {
 
     use super::*;
 
-    fn identity(commit: &str) -> Identity {
+    fn identity(programs: &str) -> Identity {
         Identity {
-            commit: commit.to_owned(),
-            programs: "x".to_owned(),
+            commit: "c".to_owned(),
+            programs: programs.to_owned(),
             versions: "QEMU 10".to_owned(),
         }
     }
 
     /// Runs `indexes` of one row; returns which of them were measured.
-    fn bench(path: &Path, commit: &str, indexes: &[u32], finish: bool) -> Vec<u32> {
-        let mut records = Records::open(path, identity(commit)).unwrap();
+    fn bench(path: &Path, programs: &str, indexes: &[u32], finish: bool) -> Vec<u32> {
+        let mut records = Records::open(path, identity(programs)).unwrap();
         let mut measured = Vec::new();
         for &index in indexes {
             let parameters = json!({"pages": index * 2});
+            let had = records.has("row", index, &parameters);
             let run = records.run("row", index, &parameters, || {
                 measured.push(index);
                 Ok(json!({"value": index}))
             });
             assert_eq!(run.unwrap()["figures"]["value"], index);
+            assert_eq!(had, !measured.contains(&index));
         }
         assert_eq!(records.runs().len(), indexes.len());
         if finish {

@@ -37,18 +37,23 @@ pub(super) fn largest(values: &[f64]) -> Option<f64> {
 /// Where the median lies with 95 % confidence, by the percentile bootstrap;
 /// `None` of fewer than 3 values. The same seed gives the same interval.
 pub(super) fn median_interval95(values: &[f64], seed: u64) -> Option<[f64; 2]> {
+    quantile_interval95(values, 0.5, seed)
+}
+
+/// The same of the `q`-quantile (0 to 1).
+pub(super) fn quantile_interval95(values: &[f64], q: f64, seed: u64) -> Option<[f64; 2]> {
     if values.len() < 3 {
         return None;
     }
     let mut rng = Rng::with_seed(seed);
     let mut resample = vec![0.0; values.len()];
-    let medians: Vec<f64> = (0..RESAMPLES)
+    let quantiles: Vec<f64> = (0..RESAMPLES)
         .filter_map(|_| {
             resample.fill_with(|| values[rng.usize(..values.len())]);
-            median(&resample)
+            quantile(&resample, q)
         })
         .collect();
-    Some([quantile(&medians, 0.025)?, quantile(&medians, 0.975)?])
+    Some([quantile(&quantiles, 0.025)?, quantile(&quantiles, 0.975)?])
 }
 
 /// Where a share lies with 95 % confidence of which `hits` of `n` were seen

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::statistics::{count, largest, median, median_interval95, share_interval95};
+use super::statistics::{
+    count, largest, median, median_interval95, quantile, quantile_interval95, share_interval95,
+};
 
 /// One figure.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,10 @@ pub(super) enum Limit {
     AtMost(f64),
     /// Below this.
     Below(f64),
+    /// At least this.
+    AtLeast(f64),
+    /// From the one to the other.
+    Between(f64, f64),
     /// This and nothing else.
     Exactly(f64),
 }
@@ -39,6 +45,8 @@ impl Limit {
         match self {
             Self::AtMost(limit) => value <= limit,
             Self::Below(limit) => value < limit,
+            Self::AtLeast(limit) => value >= limit,
+            Self::Between(low, high) => (low..=high).contains(&value),
             #[expect(
                 clippy::float_cmp,
                 reason = "of counts and shares of counts: all or not all"
@@ -51,6 +59,8 @@ impl Limit {
         match self {
             Self::AtMost(limit) => format!("≤ {limit} {unit}"),
             Self::Below(limit) => format!("< {limit} {unit}"),
+            Self::AtLeast(limit) => format!("≥ {limit} {unit}"),
+            Self::Between(low, high) => format!("{low} to {high} {unit}"),
             Self::Exactly(limit) => format!("{limit} {unit}"),
         }
     }
@@ -67,6 +77,20 @@ impl Part {
         }
     }
 
+    /// The `q`-quantile (0 to 1) of these, and where it lies.
+    pub(super) fn quantile(
+        what: impl Into<String>,
+        values: &[f64],
+        q: f64,
+        unit: &'static str,
+    ) -> Self {
+        Self {
+            value: quantile(values, q),
+            interval95: quantile_interval95(values, q, 1),
+            ..Self::of(what, values.len(), unit)
+        }
+    }
+
     /// The largest of these.
     pub(super) fn largest(what: impl Into<String>, values: &[f64], unit: &'static str) -> Self {
         Self {
@@ -78,10 +102,32 @@ impl Part {
     /// The share of `n` that were as they should be, and where it lies; its
     /// target is all of them.
     pub(super) fn all(what: impl Into<String>, hits: usize, n: usize, unit: &'static str) -> Self {
+        Self::share(what, hits, n, unit).limit(Limit::Exactly(1.0))
+    }
+
+    /// The share of `n` that were so, and where it lies.
+    pub(super) fn share(
+        what: impl Into<String>,
+        hits: usize,
+        n: usize,
+        unit: &'static str,
+    ) -> Self {
         Self {
             value: (n > 0).then(|| count(hits) / count(n)),
             interval95: share_interval95(hits, n),
-            limit: Some(Limit::Exactly(1.0)),
+            ..Self::of(what, n, unit)
+        }
+    }
+
+    /// A figure that was computed from `n` measurements.
+    pub(super) fn figure(
+        what: impl Into<String>,
+        value: Option<f64>,
+        n: usize,
+        unit: &'static str,
+    ) -> Self {
+        Self {
+            value,
             ..Self::of(what, n, unit)
         }
     }
@@ -89,6 +135,12 @@ impl Part {
     /// What could not be measured.
     pub(super) fn missing(what: impl Into<String>, why: &str) -> Self {
         Self::of(format!("{}: not measured: {why}", what.into()), 0, "").limit(Limit::Exactly(0.0))
+    }
+
+    /// Stated, without a target of its own.
+    pub(super) const fn stated(mut self) -> Self {
+        self.limit = None;
+        self
     }
 
     /// With a target.
@@ -273,6 +325,21 @@ mod tests {
         assert!(Part::all("syncs", 5, 5, "of syncs").holds());
         assert!(!Part::all("syncs", 4, 5, "of syncs").holds());
         assert!(!Part::all("syncs", 0, 0, "of syncs").holds());
+    }
+
+    #[test]
+    fn limits_have_two_sides() {
+        for (limit, inside, outside) in [
+            (Limit::AtLeast(2.0), [2.0, 9.0], [1.9, 0.0]),
+            (Limit::Between(0.85, 0.95), [0.85, 0.95], [0.84, 0.96]),
+        ] {
+            assert!(inside.into_iter().all(|value| limit.holds(value)));
+            assert!(!outside.into_iter().any(|value| limit.holds(value)));
+        }
+        assert_eq!(
+            Limit::Between(0.85, 0.95).text("of runs"),
+            "0.85 to 0.95 of runs"
+        );
     }
 
     #[test]
