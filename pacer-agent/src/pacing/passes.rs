@@ -288,7 +288,9 @@ impl Waiting {
         };
         let all = of_last(self.pages());
         let ratio = if all > 0.0 { self.normal() / all } else { 1.0 };
-        Some((of_last(pages) * ratio).clamp(pages - self.zero.min(pages), pages.min(self.normal())))
+        // The two ends may be the same but for rounding, which `clamp` would not bear.
+        let (least, most) = (pages - self.zero.min(pages), pages.min(self.normal()));
+        Some((of_last(pages) * ratio).max(least).min(most))
     }
 
     /// A sync after a pass of this length; the pages it found.
@@ -464,6 +466,8 @@ fn finish_pass(
 pub(super) mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::pacing::sample::{DirtyWindow, Origin};
     use crate::pacing::time::Time;
@@ -564,5 +568,38 @@ pub(super) mod tests {
         let idle = Dirtying::expected(None);
         let outcome = simulate(&fresh(1000.0), &Plan::constant(0.0), &idle, &TERMS);
         assert!(!outcome.converges());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn any_state_has_an_outcome(
+            pages in 0.0_f64..1e9,
+            normal in 0.0_f64..=1.0,
+            left in 0.0_f64..=1.0,
+            parts in prop::option::of(prop::array::uniform32(any::<u8>())),
+            (seconds, window) in (0.0_f64..1e4, prop::option::of(0.0_f64..1e4)),
+            (set, per_second) in (1_u64..1 << 24, 1_u64..1 << 20),
+            rate in prop_oneof![0.0_f64..1e12, Just(0.0), Just(1.0)],
+            (level, extent) in (0.0_f64..10.0, 0.01_f64..100.0),
+            stopped: bool,
+        ) {
+            let curve = working_set(1 << 22, set, per_second);
+            let dirtying = Dirtying { level, extent, ..Dirtying::expected(Some(&curve)) };
+            let left = pages * left;
+            let state = State {
+                normal_pages: left * normal,
+                zero_pages: left - left * normal,
+                pass_seconds: seconds,
+                sent_window: window,
+                content_parts: parts,
+                total_pages: pages,
+                stopped,
+                ..fresh(pages)
+            };
+            let outcome = simulate(&state, &Plan::constant(rate), &dirtying, &TERMS);
+            prop_assert!(!outcome.finish.is_nan() && outcome.finish >= 0.0);
+            prop_assert!(!outcome.bytes.is_nan() && !outcome.downtime.is_nan());
+        }
     }
 }

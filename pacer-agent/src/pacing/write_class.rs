@@ -48,7 +48,8 @@ impl WriteClass {
             WriteOrder::Random => share,
             WriteOrder::Sweep => share * share,
         };
-        (dirty + written - dirty * again).clamp(dirty.max(written), self.pages.max(dirty))
+        let all = dirty + written - dirty * again;
+        all.max(dirty).max(written).min(self.pages.max(dirty))
     }
 
     /// The share of its pages that is written in these windows, 0 to 1.
