@@ -244,8 +244,10 @@ pub(super) mod tests {
         assert_eq!(journey.stopped_at(), Some(29.5));
         assert_eq!(journey.syncs, [9.0, 12.0]);
         let first = journey.first().unwrap();
-        assert_eq!((first.p50, first.percent), (Some(29.0), Some(0.5)));
-        assert_eq!((first.downtime, first.change), (Some(0.4), Some(true)));
+        assert_eq!((first.p50, first.is_known), (None, false), "it counts");
+        let second = journey.from(0.5).unwrap();
+        assert_eq!((second.p50, second.percent), (Some(29.0), Some(0.5)));
+        assert_eq!((second.downtime, second.change), (Some(0.4), Some(true)));
         assert_eq!(journey.baselines.unwrap()[0].finish, None);
         assert_eq!(Journey::read(&json!({"error": "no guest"})), None);
     }

@@ -213,7 +213,9 @@ mod tests {
         let missing = simulated(&collected(vec![journey.clone()]));
         assert!(missing[0].what.contains("no trace"));
         journey.simulated = Some(42.0);
+        journey.simulation_missing = None;
         let parts = simulated(&collected(vec![journey]));
-        assert!((parts[0].value.unwrap() - 5.0).abs() < 1e-9);
+        // 2 of the 39 seconds that were left when it was made.
+        assert!((parts[0].value.unwrap() - 200.0 / 39.0).abs() < 1e-9);
     }
 }
