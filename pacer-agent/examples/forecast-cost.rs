@@ -1,7 +1,8 @@
 //! What a forecast costs: `forecast-cost GIB DISK_GIB` drives a session of a guest
-//! with so much RAM through its first pass, forecasts the copy of so much disk
-//! beside each of its decisions, and prints, as one JSON object, how long both
-//! together took and how much they allocated. `cargo xtask bench forecast` runs it.
+//! with so much RAM through its first pass towards a deadline, its curve full of
+//! counted and sampled windows, forecasts the copy of so much disk beside each of its
+//! decisions, and prints, as one JSON object, how long both together took, with what
+//! the session was told just before, and how much they allocated. `cargo xtask bench forecast` runs it.
 #![expect(clippy::disallowed_methods, reason = "the edge: real time passes here")]
 
 use std::hint::black_box;
@@ -19,9 +20,11 @@ const PAGE_BYTES: u64 = 4096;
 const RATE: u64 = 1_000_000_000;
 /// The session makes a forecast a second.
 const FORECASTS: u64 = 2000;
-/// Pages that the guest writes in a second, over and over in any longer time
-/// twice as many.
+/// Pages that the guest writes in a second, and in any time at most.
 const PAGES_PER_SECOND: u64 = 100_000;
+const PAGES: u64 = 300_000;
+/// As many windows as a session keeps, and more.
+const OBSERVATIONS: usize = 128;
 
 fn main() -> Result<()> {
     let gib: u64 = std::env::args()
@@ -32,32 +35,60 @@ fn main() -> Result<()> {
         .nth(2)
         .context("how many GiB of disk")?
         .parse()?;
-    let mut guest = Guest::new(gib << 30, disk_gib << 30);
-    let mut seconds = Vec::new();
-    let mut largest_allocated_bytes = 0;
-    for second in 1..=FORECASTS {
-        guest.advance(second);
-        let begun = Instant::now();
-        let mut has_forecast = false;
-        let allocated = measure(|| has_forecast = guest.decide(second));
-        // Counting allocations costs next to nothing where there are few.
-        if has_forecast {
-            seconds.push(begun.elapsed().as_secs_f64());
-            largest_allocated_bytes = largest_allocated_bytes.max(allocated.bytes_total);
-        }
-    }
-    seconds.sort_by(f64::total_cmp);
-    let at = |percent: usize| seconds.get(seconds.len() * percent / 100).copied();
+    let bytes = [gib << 30, disk_gib << 30];
+    let fixed = Cost::of(bytes, Objective::Fixed(RATE));
+    // Later than the rate needs, so that one has to be found.
+    let deadline = Cost::of(bytes, Objective::At(Duration::from_secs(2 * FORECASTS)));
     let figures = serde_json::json!({
         "ram_gib": gib,
         "disk_gib": disk_gib,
-        "forecasts": seconds.len(),
-        "median_seconds": at(50),
-        "p99_seconds": at(99),
-        "largest_allocated_bytes": largest_allocated_bytes,
+        "forecasts": fixed.seconds.len(),
+        "median_seconds": fixed.percentile(50),
+        "p99_seconds": fixed.percentile(99),
+        "largest_allocated_bytes": fixed.largest_allocated_bytes,
+        "deadline_median_seconds": deadline.percentile(50),
+        "deadline_p99_seconds": deadline.percentile(99),
     });
     println!("{figures}");
     Ok(())
+}
+
+/// What forecasts cost, each with what was told just before it and the decision.
+struct Cost {
+    /// In order.
+    seconds: Vec<f64>,
+    largest_allocated_bytes: u64,
+}
+
+impl Cost {
+    fn of([ram_bytes, disk_bytes]: [u64; 2], objective: Objective) -> Self {
+        let mut guest = Guest::new(ram_bytes, disk_bytes, objective);
+        let mut cost = Self {
+            seconds: Vec::new(),
+            largest_allocated_bytes: 0,
+        };
+        for second in 1..=FORECASTS {
+            let begun = Instant::now();
+            let mut has_forecast = false;
+            // Counting allocations costs next to nothing where there are few.
+            let allocated = measure(|| {
+                guest.advance(second);
+                has_forecast = guest.decide(second);
+            });
+            if has_forecast {
+                cost.seconds.push(begun.elapsed().as_secs_f64());
+                let most = cost.largest_allocated_bytes.max(allocated.bytes_total);
+                cost.largest_allocated_bytes = most;
+            }
+        }
+        cost.seconds.sort_by(f64::total_cmp);
+        cost
+    }
+
+    fn percentile(&self, percent: usize) -> Option<f64> {
+        let index = self.seconds.len() * percent / 100;
+        self.seconds.get(index).copied()
+    }
 }
 
 /// A hundredth of all chunks is written, in all classes of intervals alike.
@@ -72,6 +103,15 @@ fn disk_history(bytes: u64) -> DiskHistory {
     history
 }
 
+fn window(milliseconds: u64, origin: Origin) -> DirtyWindow {
+    DirtyWindow {
+        window: Duration::from_millis(milliseconds),
+        pages: (PAGES_PER_SECOND * milliseconds / 1000).min(PAGES),
+        device_pages: 0,
+        origin,
+    }
+}
+
 fn to_f64(value: u64) -> f64 {
     Duration::from_secs(value).as_secs_f64()
 }
@@ -84,9 +124,9 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(total_bytes: u64, disk_bytes: u64) -> Self {
+    fn new(total_bytes: u64, disk_bytes: u64, objective: Objective) -> Self {
         let config = SessionConfig {
-            objective: Objective::Fixed(RATE),
+            objective,
             limits: Limits {
                 max_rate: None,
                 downtime_limit: Duration::from_millis(300),
@@ -96,19 +136,16 @@ impl Guest {
         let mut session = Session::new(config, Time::ZERO);
         let ram = Ram {
             total_bytes,
-            content_bytes: None,
-            content_parts: None,
+            content_bytes: Some(total_bytes / 4 * 3),
+            content_parts: Some(std::array::from_fn(
+                |part| if part % 4 == 3 { 0 } else { 255 },
+            )),
         };
         session.handle_sample(Sample::Ram(ram), Time::ZERO);
-        for milliseconds in [50, 100, 200, 500] {
-            let window = Duration::from_millis(milliseconds);
-            let dirty = Sample::Dirty(DirtyWindow {
-                window,
-                pages: PAGES_PER_SECOND * milliseconds / 1000,
-                device_pages: 0,
-                origin: Origin::DirtyLog,
-            });
-            session.handle_sample(dirty, Time::ZERO + window);
+        for number in 0..OBSERVATIONS {
+            let milliseconds = [50, 100, 200, 500, 1000, 2000, 4000, 8000][number % 8];
+            let origin = [Origin::DirtyLog, Origin::ContentSampling][number / 8 % 2];
+            session.handle_sample(Sample::Dirty(window(milliseconds, origin)), Time::ZERO);
         }
         session.handle_sample(Sample::StreamStarted, Time::ZERO);
         Self {
@@ -141,6 +178,8 @@ impl Guest {
         };
         self.session.handle_sample(Sample::Stream(counters), at);
         self.session.handle_sample(Sample::Qemu(progress), at);
+        let compared = window(1000 * second, Origin::ContentSampling);
+        self.session.handle_sample(Sample::Dirty(compared), at);
         while self.session.poll_action().is_some() {}
     }
 

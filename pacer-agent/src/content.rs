@@ -12,14 +12,11 @@ use std::os::unix::fs::FileExt as _;
 
 use rustc_hash::FxHasher;
 
-use crate::pacing::sample::PARTS;
+use crate::pacing::sample::{PARTS, SAMPLED_PAGES};
 use crate::process::ProcessId;
 
 const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = 4096;
-/// Pages looked at: a share of a half is then known to 0.3 % (standard error), one
-/// of a hundredth to 5 % of itself. They take some 30 ms.
-const SAMPLES: u64 = 32_768;
 /// Bytes of an entry of `/proc/PID/pagemap`.
 const ENTRY_BYTES: u64 = 8;
 /// Bits of an entry: the page is in memory; it is swapped out.
@@ -27,6 +24,9 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// In place of the hash of a page of zeroes.
 const ZERO: u64 = 0;
+/// And of one that is swapped out: not zero, the kernel keeps no such page, and not
+/// written since.
+const AWAY: u64 = 1;
 
 /// How much of the guest's memory is not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,10 @@ impl Snapshot {
         let now = self.memory.hashes()?;
         let pairs: Vec<(u64, u64)> = self.hashes.iter().copied().zip(now).collect();
         let pages = self.memory.bytes / PAGE;
-        Ok(share_of(pages, &pairs, |(then, now)| then != now))
+        Ok(share_of(pages, &pairs, |(then, now)| {
+            // Out or back in says nothing of what is in it.
+            then != now && *then != AWAY && *now != AWAY
+        }))
     }
 }
 
@@ -137,8 +140,11 @@ impl Memory {
         let mut entry = [0; 8];
         self.pagemap
             .read_exact_at(&mut entry, at / PAGE * ENTRY_BYTES)?;
-        if u64::from_ne_bytes(entry) & (PRESENT | SWAPPED) == 0 {
-            return Ok(ZERO);
+        match u64::from_ne_bytes(entry) & (PRESENT | SWAPPED) {
+            0 => return Ok(ZERO),
+            // Reading it would have it brought back.
+            SWAPPED => return Ok(AWAY),
+            _ => {}
         }
         let mut page = [0; PAGE_BYTES];
         self.content.read_exact_at(&mut page, at)?;
@@ -147,7 +153,7 @@ impl Memory {
         }
         let mut hasher = FxHasher::default();
         hasher.write(&page);
-        Ok(hasher.finish().max(ZERO + 1))
+        Ok(hasher.finish().max(AWAY + 1))
     }
 }
 
@@ -159,10 +165,10 @@ fn share_of<T>(all: u64, sample: &[T], counted: impl Fn(&T) -> bool) -> u64 {
     u64::try_from(share).unwrap_or(all)
 }
 
-/// At most [`SAMPLES`] numbers below `pages`, one somewhere in each of as many
+/// At most [`SAMPLED_PAGES`] numbers below `pages`, one somewhere in each of as many
 /// equal parts: evenly spaced, they might keep step with what is in the memory.
 fn spread(pages: u64) -> impl Iterator<Item = u64> {
-    let samples = pages.min(SAMPLES);
+    let samples = pages.min(SAMPLED_PAGES);
     (0..samples).map(move |number| {
         let start = number * pages / samples;
         let end = (number + 1) * pages / samples;
@@ -180,11 +186,17 @@ mod tests {
 
     #[test]
     fn samples_are_spread_and_each_is_another() {
-        for pages in [1, 7, SAMPLES, SAMPLES + 1, 10 * SAMPLES + 3] {
+        for pages in [
+            1,
+            7,
+            SAMPLED_PAGES,
+            SAMPLED_PAGES + 1,
+            10 * SAMPLED_PAGES + 3,
+        ] {
             let samples: Vec<u64> = spread(pages).collect();
             assert!(samples.is_sorted_by(|one, other| one < other), "{pages}");
             assert!(samples.iter().all(|&sample| sample < pages));
-            assert_eq!(samples.len() as u64, pages.min(SAMPLES));
+            assert_eq!(samples.len() as u64, pages.min(SAMPLED_PAGES));
         }
         assert_eq!(spread(0).count(), 0);
     }

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use crate::clock;
-use crate::content::Snapshot;
+use crate::content::{self, Snapshot};
 use crate::pacing::measuring::{self, Lead};
-use crate::pacing::sample::{DirtyWindow, Origin};
+use crate::pacing::sample::{DirtyWindow, Origin, Ram};
 use crate::pacing::time::Time;
 use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
@@ -63,6 +63,20 @@ impl Accelerator {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
         }
+    }
+}
+
+/// How large a guest's memory is, and how much of it is not zero: of its largest block,
+/// where `qemu` is known; the rest, ROMs and the like, is taken for not zero.
+pub async fn ram(qemu: Option<ProcessId>, total_bytes: u64, largest_block_bytes: u64) -> Ram {
+    let look = move || content::content(qemu?, largest_block_bytes);
+    // Some ten milliseconds, in which nobody is to wait.
+    let content = spawn_blocking(look).await.ok().flatten();
+    let rest = total_bytes.saturating_sub(largest_block_bytes);
+    Ram {
+        total_bytes,
+        content_bytes: content.map(|content| content.bytes + rest),
+        content_parts: content.and_then(|content| content.parts),
     }
 }
 
@@ -120,6 +134,7 @@ impl Measurer {
             usual: after.since(began),
             longest,
             settled: None,
+            is_one: self.counts_nothing(),
         };
         let left = |most: Duration| most.saturating_sub(clock::now().since(after));
         while let Some(most_now) = most
@@ -130,6 +145,11 @@ impl Measurer {
         }
         lead.settled = most.is_none().then_some(longest);
         lead
+    }
+
+    /// Whether the guest's memory is compared alone.
+    fn counts_nothing(&self) -> bool {
+        self.accelerator != Accelerator::Kvm && self.before.is_some()
     }
 
     /// What the guest's memory was when this began, where it may be read.
@@ -145,10 +165,9 @@ impl Measurer {
         window: Duration,
         heard: &mut impl FnMut(Result<DirtyWindow, QmpError>) -> Option<Duration>,
     ) -> Option<Duration> {
-        let is_kvm = self.accelerator == Accelerator::Kvm;
         let mut most = None;
         let version = self.qmp.version_numbers();
-        if (is_kvm || self.before.is_none())
+        if !self.counts_nothing()
             && let Some(arguments) = arguments(self.accelerator, version, window)
         {
             most = heard(measure(&self.qmp, self.accelerator, arguments, window).await);

@@ -10,7 +10,6 @@ use super::inbox::{Event, accept, follow};
 use super::{Driver, End, TICK};
 use crate::address::Listener;
 use crate::clock;
-use crate::content;
 use crate::exit::Failure;
 use crate::fault;
 use crate::journal::{Entry, Journal, Step, directory};
@@ -191,7 +190,9 @@ impl Driver {
         };
         let (qmp, accelerator) = (monitored.qmp.clone(), monitored.accelerator);
         let total_bytes = measure::memory_bytes(&qmp).await?;
-        let content_bytes = self.on_ram(total_bytes, total_bytes);
+        let ram = measure::ram(self.prepared.qemu, total_bytes, total_bytes).await;
+        let content_bytes = ram.content_bytes.unwrap_or(total_bytes);
+        self.on_ram(ram);
         let measurer = Measurer::new(qmp, accelerator, self.prepared.qemu, total_bytes).await;
         measurer
             .look(|measured| self.on_measured(measured, content_bytes))
@@ -248,25 +249,11 @@ impl Driver {
         }
     }
 
-    /// The guest's memory is this large; all but its largest block (ROMs and
-    /// the like) is taken as not zero.
-    /// Returns the bytes that are not zero, or all of them.
-    pub(super) fn on_ram(&mut self, total_bytes: u64, largest_block_bytes: u64) -> u64 {
-        let content = self
-            .prepared
-            .qemu
-            .and_then(|qemu| content::content(qemu, largest_block_bytes));
-        let content_bytes =
-            content.map(|content| content.bytes + (total_bytes - largest_block_bytes));
+    pub(super) fn on_ram(&mut self, ram: Ram) {
+        let (total_bytes, content_bytes) = (ram.total_bytes, ram.content_bytes);
         tracing::info!(total_bytes, content_bytes, "the guest's memory");
         self.windows.expect_ram(total_bytes);
-        let ram = Ram {
-            total_bytes,
-            content_bytes,
-            content_parts: content.and_then(|content| content.parts),
-        };
         self.tell(Sample::Ram(ram), clock::now());
-        content_bytes.unwrap_or(total_bytes)
     }
 
     /// P1: settings, the journal, `migrate`.
@@ -452,7 +439,7 @@ impl Driver {
                 tracing::debug!(?sample, "dirty log");
                 self.record.sample(sample, now);
                 self.tell(sample, now);
-                true
+                is_point || sample.is_point()
             }
             None => is_point,
         }

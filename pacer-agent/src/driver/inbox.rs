@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::address::Listener;
 use crate::link::Link;
 use crate::measure::Before;
-use crate::pacing::sample::DirtyWindow;
+use crate::pacing::sample::{DirtyWindow, Ram};
 use crate::probe::Probe;
 use crate::qmp::{MigrationInfo, QmpError, QmpEvent, RunStatus};
 use crate::relay::channel::{self, Inspected, Rejected};
@@ -40,6 +40,8 @@ pub(super) enum Event {
     Progress(Result<MigrationInfo, QmpError>),
     /// The answer to `query-status`, asked at STOP.
     StatusAtStop(Result<RunStatus, QmpError>),
+    /// The guest's memory was looked through.
+    Sized(Ram),
     /// The guest's memory was compared with what it was.
     Compared(DirtyWindow),
     /// QEMU refused `migrate`.

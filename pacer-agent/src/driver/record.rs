@@ -284,9 +284,8 @@ impl Record {
             outcome: outcome.word().to_owned(),
         };
         self.trace(clock::now(), &ended);
-        if let Some(trace) = &mut self.trace {
-            trace.flush();
-        }
+        // Whatever could not be written was said.
+        let _ = self.trace.as_mut().map(TraceWriter::finish);
         self.progress.clear();
     }
 }

@@ -10,8 +10,9 @@ use crate::cli::OnInfeasible;
 use crate::clock;
 use crate::fault;
 use crate::handover::completion::Completion;
+use crate::measure;
 use crate::pacing::controller::Verdict;
-use crate::pacing::sample::{DirtyWindow, QemuProgress, Sample};
+use crate::pacing::sample::{DirtyWindow, QemuProgress, Ram, Sample};
 use crate::pacing::session::{Action, Phase};
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
@@ -68,6 +69,7 @@ impl Driver {
             }
             Event::StatusAtStop(Ok(status)) if status.status == "paused" => self.on_paused(now),
             Event::StatusAtStop(_) => {}
+            Event::Sized(ram) => self.on_ram(ram),
             Event::Compared(window) => self.on_compared(window, now),
             Event::MigrateRefused(error) => return Some(End::Failed(error.to_string())),
             Event::CancelFailed(error) => {
@@ -91,11 +93,13 @@ impl Driver {
             Phase::Waiting | Phase::Copying { pass: 1 } => {
                 self.tell(Sample::Dirty(window), now);
             }
-            _ => {
-                if let Some(following) = self.following.take() {
-                    following.abort();
-                }
-            }
+            _ => self.stop_following(),
+        }
+    }
+
+    fn stop_following(&mut self) {
+        if let Some(following) = self.following.take() {
+            following.abort();
         }
     }
 
@@ -170,6 +174,7 @@ impl Driver {
         self.shared.gate.set_rate(Rate::Open);
         self.switchover.stopped_at = Some(at);
         self.switchover.due = Some(at + timeout);
+        self.stop_following();
         self.record.step("P2 STOP", at);
         fault::point("source-stop");
         let reason = "guest stopped, bucket open".to_owned();
@@ -229,7 +234,16 @@ impl Driver {
                 total_bytes,
                 largest_block_bytes,
             } if self.prepared.monitored.is_none() => {
-                let _ = self.on_ram(*total_bytes, *largest_block_bytes);
+                self.on_ram(Ram {
+                    total_bytes: *total_bytes,
+                    content_bytes: None,
+                    content_parts: None,
+                });
+                let sized = measure::ram(self.prepared.qemu, *total_bytes, *largest_block_bytes);
+                let events = self.events.clone();
+                self.tasks.spawn(async move {
+                    let _ = events.send(Event::Sized(sized.await));
+                });
             }
             Seen::LastRam => self.on_stop(now),
             Seen::Aside { what } => {
@@ -254,7 +268,7 @@ impl Driver {
                 tracing::debug!(?sample, "dirty log");
                 self.record.sample(sample, event.at);
                 self.tell(sample, event.at);
-                is_point = true;
+                is_point |= sample.is_point();
             }
             match event.kind {
                 EventKind::MigrationState { old, new } => self.watch.on_state(old, new),
@@ -382,7 +396,8 @@ impl Driver {
                     verdict: Verdict::Infeasible,
                     ..
                 } => infeasible = true,
-                Action::Verdict { .. } | Action::Forecast(_) | Action::PassEnded(_) => {}
+                Action::PassEnded(_) => self.stop_following(),
+                Action::Verdict { .. } | Action::Forecast(_) => {}
             }
             self.record.action(&action, &self.session, now);
         }

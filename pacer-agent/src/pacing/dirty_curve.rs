@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::non_negative::{COLUMNS, NormalEquations};
 use super::number::to_f64;
-use super::sample::{DirtyWindow, Origin};
+use super::sample::{DirtyWindow, Origin, SAMPLED_PAGES};
 use super::surprise::nearness;
 use super::time::Time;
 use super::write_class::{Windows, WriteClass, WriteOrder, limit};
@@ -60,14 +60,18 @@ const GUESS_WEIGHT: f64 = 1e-5;
 const LONE_GUESS_WEIGHT: f64 = 1e-3;
 /// Sweeps serve where the other classes are off by more than the root of this.
 const SWEEP_COST: f64 = 1e-3;
-/// How long sweeps may take that are not through in the longest window, in times of it.
-const BEYOND: [f64; 1] = [1.5];
+/// How long sweeps take that are not through in the longest window, in times of it: a
+/// sweep of which one knows no more than that it lasted so long lasts twice as long as
+/// often as not.
+const BEYOND: f64 = 2.0;
 /// And more pages than the most that were found at once serve where fewer are off by
 /// more than the root of this times as many: without that, the noise of an exact count
 /// is fitted with a large set that is hardly written.
 const PAGE_COST: f64 = 5e-6;
-/// Relative errors of counts below this many pages mean nothing.
+/// Relative errors of counts below this many pages mean nothing, nor those of a sample
+/// that has found fewer than so many.
 const FEW_PAGES: f64 = 16.0;
+const FEW_SAMPLED: f64 = 4.0;
 /// What a single observation is trusted to, relatively: guests are not steady.
 const PRIOR_RESIDUAL: f64 = 0.05;
 /// How unsure the curve is of a window e times as long as the longest observed,
@@ -81,9 +85,9 @@ const MOST_UNCERTAIN: f64 = 1.5;
 /// content being another.
 const SAMPLED_UNCERTAINTY: f64 = 0.5;
 /// A curve grows that finds so many times as much in the longer window, and so
-/// many pages more: below that it is noise.
+/// many times more than what is noise in any case.
 const GROWTH: f64 = 1.1;
-const GROWTH_PAGES: f64 = 32.0;
+const GROWTH_PAGES: f64 = 2.0;
 /// A sampled window is compared with counted ones that are up to so many times
 /// shorter, and serves by itself if it is longer.
 const NEAR: f64 = 1.25;
@@ -122,12 +126,11 @@ impl DirtyCurve {
     /// Learns one point: all pages that a sync finds, whoever wrote them. An
     /// empty window is left out, and so is a lower bound.
     pub fn observe(&mut self, window: DirtyWindow, at: Time) {
-        let is_part = window.origin == Origin::DirtyLogPart;
-        if window.window.is_zero() || is_part {
+        if !window.is_point() {
             return;
         }
         if self.observations.len() >= KEPT {
-            self.observations.pop_front();
+            self.forget_one();
         }
         self.observations.push_back(Observation {
             seconds: window.window.as_secs_f64().clamp(WINDOWS.0, WINDOWS.1),
@@ -137,6 +140,23 @@ impl DirtyCurve {
             is_sampled: window.origin == Origin::ContentSampling,
         });
         self.fit(at);
+    }
+
+    /// The oldest of the windows there are most of: the longest are few, and many short
+    /// ones must not push them out.
+    fn forget_one(&mut self) {
+        let mut lengths = std::collections::BTreeMap::<i32, usize>::new();
+        for observation in &self.observations {
+            *lengths.entry(observation.length()).or_default() += 1;
+        }
+        let most = lengths.into_iter().max_by_key(|&(_, count)| count);
+        let oldest = most.and_then(|(length, _)| {
+            let mut all = self.observations.iter();
+            all.position(|one| one.length() == length)
+        });
+        if let Some(oldest) = oldest {
+            self.observations.remove(oldest);
+        }
     }
 
     /// The guest changed its ways: `ratio` times as many pages as forecast were
@@ -245,8 +265,30 @@ impl DirtyCurve {
         let [.., (_, before), (seconds, last)] = groups[..] else {
             return true;
         };
-        let grows = last > before * GROWTH && last > before + GROWTH_PAGES;
+        let is_sampled = self.observations.iter().any(|one| one.is_sampled);
+        let noise = GROWTH_PAGES * self.few(is_sampled);
+        let grows = last > before * GROWTH && last > before + noise;
         grows || self.residual() > UNFIT || seconds < LEAST_SECONDS
+    }
+
+    /// Below so many pages a figure is noise: of all pages, a sample looks at few.
+    fn few(&self, is_sampled: bool) -> f64 {
+        let one_in = (self.total_pages / to_f64(SAMPLED_PAGES)).max(1.0);
+        match is_sampled {
+            true => FEW_PAGES.max(FEW_SAMPLED * one_in),
+            false => FEW_PAGES,
+        }
+    }
+
+    /// How wrong the curve is about a window: the logarithm of found over expected,
+    /// both beside what is noise; `None` where it knows nothing.
+    #[must_use]
+    pub fn error_about(&self, window: DirtyWindow) -> Option<f64> {
+        /// In times of what a fit takes for noise.
+        const NOISE: f64 = 2.0;
+        let noise = NOISE * self.few(window.origin == Origin::ContentSampling);
+        let expected = self.pages(window.window)?;
+        Some(((to_f64(window.all_pages()) + noise) / (expected + noise)).ln())
     }
 
     /// What was observed, as means by window: seconds and pages, windows within a
@@ -259,15 +301,11 @@ impl DirtyCurve {
         })
     }
 
-    /// The windows over which pages were counted, not sampled, in seconds, and the
-    /// pages; all that were sampled where none was counted.
-    pub(super) fn counted(&self) -> Vec<(f64, f64)> {
-        let any = self.observations.iter().any(|one| !one.is_sampled);
-        let those = self
-            .observations
-            .iter()
-            .filter(|one| !(any && one.is_sampled));
-        those.map(|one| (one.seconds, one.pages)).collect()
+    /// The windows that there is to learn from, in seconds, and their pages.
+    pub(super) fn windows(&self) -> Vec<(f64, f64)> {
+        let newest = self.observations.back();
+        let those = newest.map_or_else(Vec::new, |newest| self.calibrated(newest.at));
+        those.iter().map(|one| (one.seconds, one.pages)).collect()
     }
 
     /// The guest's pages by how they are written.
@@ -311,6 +349,7 @@ impl DirtyCurve {
             let Observation { seconds, pages, .. } = *observation;
             let scale = pages.max(least(observations, observation));
             let weight = observation.weight(now);
+            let scale = scale.max(self.few(observation.is_sampled));
             self.add(&mut equations, (seconds, pages), weight, scale);
         }
         let weight = match groups.len() {
@@ -318,7 +357,12 @@ impl DirtyCurve {
             _ => GUESS_WEIGHT,
         };
         for (seconds, pages) in guesses(&groups) {
-            self.add(&mut equations, (seconds, pages), weight, pages);
+            self.add(
+                &mut equations,
+                (seconds, pages),
+                weight,
+                pages.max(FEW_PAGES),
+            );
         }
         self.charge(&mut equations, observations, now);
         self.solve(equations);
@@ -351,7 +395,9 @@ impl DirtyCurve {
 
     /// Between two windows sweeps make a straight line, which is the least that a
     /// concave curve can be; so they are used where random classes do not fit. Of
-    /// those, few pages are likelier than many.
+    /// those, few pages are likelier than many. What grows in proportion to the last
+    /// is as likely a sweep that goes on as a large set, but not in so short a time that
+    /// any set would.
     fn charge(&self, equations: &mut NormalEquations, observations: &[Observation], now: Time) {
         let weights: f64 = observations.iter().map(|one| one.weight(now)).sum();
         let most = observations
@@ -359,10 +405,10 @@ impl DirtyCurve {
             .map(|one| one.pages)
             .fold(FEW_PAGES, f64::max);
         for (column, class) in self.classes.iter().enumerate() {
+            let goes_on = class.seconds > self.longest * NEAR && self.longest > LEAST_SECONDS;
             let cost = match class.order {
-                WriteOrder::Random => PAGE_COST,
-                // By what of it was seen.
-                WriteOrder::Sweep => SWEEP_COST * (self.longest / class.seconds).min(1.0),
+                WriteOrder::Sweep if !goes_on => SWEEP_COST,
+                WriteOrder::Random | WriteOrder::Sweep => PAGE_COST,
             };
             equations.charge(column, cost * weights / most);
         }
@@ -377,7 +423,7 @@ impl DirtyCurve {
     ) {
         let windows = Windows::all(seconds);
         let row = self.classes.map(|class| class.written(windows));
-        equations.add(&row, pages, weight / scale.max(FEW_PAGES).powi(2));
+        equations.add(&row, pages, weight / scale.powi(2));
     }
 
     /// What there is to learn from. Of what was sampled, windows longer than any
@@ -411,11 +457,12 @@ impl DirtyCurve {
     }
 
     fn residual_of(&self, observation: &Observation, now: Time) -> Residual {
-        let fitted = self.pages_in(observation.seconds) + FEW_PAGES;
+        let few = self.few(observation.is_sampled);
+        let fitted = self.pages_in(observation.seconds) + few;
         Residual {
             window: observation.seconds.ln(),
             weight: observation.weight(now),
-            square: ((observation.pages + FEW_PAGES) / fitted).ln().powi(2),
+            square: ((observation.pages + few) / fitted).ln().powi(2),
         }
     }
 
@@ -447,6 +494,15 @@ impl Observation {
     /// Every page that was written is in it.
     fn is_counted(&self) -> bool {
         !self.is_sampled && self.trust > trust(Origin::PageSampling)
+    }
+
+    /// Windows within a factor of two have the same.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the logarithm of a clamped window is a small number"
+    )]
+    fn length(&self) -> i32 {
+        self.seconds.log2().round() as i32
     }
 
     /// When its window ended, in seconds.
@@ -484,13 +540,8 @@ fn least(observations: &[Observation], one: &Observation) -> f64 {
 fn groups(observations: &[Observation], now: Time) -> Vec<(f64, f64)> {
     let mut sums = std::collections::BTreeMap::<i32, (f64, f64, f64)>::new();
     for observation in observations {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the logarithm of a clamped window is a small number"
-        )]
-        let class = observation.seconds.log2().round() as i32;
         let weight = observation.weight(now);
-        let sum = sums.entry(class).or_default();
+        let sum = sums.entry(observation.length()).or_default();
         sum.0 += weight;
         sum.1 += weight * observation.seconds.ln();
         sum.2 += weight * observation.pages;
@@ -620,8 +671,7 @@ fn grid(groups: &[(f64, f64)]) -> [WriteClass; COLUMNS] {
         corner.into_iter().chain([one.0])
     });
     let last = groups.last().map_or(1.0, |last| last.0);
-    let beyond = BEYOND.map(|times| times * last);
-    let sweeps = beyond.into_iter().chain(ends);
+    let sweeps = [BEYOND * last].into_iter().chain(ends);
     let sweeps = sweeps.map(|seconds| class(WriteOrder::Sweep, seconds));
     let mut classes = [WriteClass::NONE; COLUMNS];
     for (slot, class) in classes.iter_mut().zip(random.into_iter().chain(sweeps)) {
@@ -836,6 +886,27 @@ mod tests {
         }
         let pages = curve.pages(Duration::from_secs(1)).unwrap();
         assert!((3400.0..4200.0).contains(&pages), "{pages}");
+    }
+
+    #[test]
+    fn many_short_windows_do_not_push_out_a_long_one() {
+        let mut curve = learned(&[(20_000, 9000)]);
+        for _ in 0..2 * KEPT {
+            curve.observe(point(500, 400), Time::ZERO);
+        }
+        assert_eq!(curve.observations.len(), KEPT);
+        assert!((curve.pages_in(20.0) / 9000.0 - 1.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn what_one_page_of_a_sample_stands_for_is_noise() {
+        let mut curve = DirtyCurve::new(1 << 28);
+        curve.observe(sampled(500, 0), Time::ZERO);
+        // One page in 8192 was looked at.
+        curve.observe(sampled(2000, 8192), Time::ZERO);
+        assert!(!curve.is_growing());
+        let error = curve.error_about(sampled(2000, 3 * 8192)).unwrap();
+        assert!(error.abs() < 0.3, "{error}");
     }
 
     proptest! {

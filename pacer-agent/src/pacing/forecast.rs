@@ -127,9 +127,14 @@ impl Outlook<'_> {
     pub fn forecast(&self, plan: &Plan) -> Forecast {
         let [low, mid, high] = [-TAIL, 0.0, TAIL].map(|d| self.outcome_at(plan, d));
         let spread = |finish: f64| (TAIL * RATE_UNCERTAINTY * finish).max(LEAST_SPREAD_SECONDS);
+        // Never less never is no number, and would be now.
+        let earlier = |finish: f64| match finish.is_finite() {
+            true => (finish - spread(finish)).max(0.0),
+            false => finish,
+        };
         Forecast {
             finish_seconds: Percentiles::new(
-                (low.finish - spread(low.finish)).max(0.0),
+                earlier(low.finish),
                 mid.finish,
                 high.finish + spread(high.finish),
             ),
@@ -211,6 +216,14 @@ mod tests {
         let converges = |rate| outlook.outcome(&Plan::constant(rate)).converges();
         assert!(converges(knee * 1.01) && !converges(knee * 0.98));
         assert_eq!(outlook.knee(knee / 2.0), None);
+    }
+
+    #[test]
+    fn what_never_ends_even_at_best_has_no_earliest_end() {
+        let curve = working_set(131_072, 60_000, 60_000);
+        let outlook = outlook(Dirtying::expected(Some(&curve)), 131_072.0);
+        let forecast = outlook.forecast(&Plan::constant(1e6));
+        assert_eq!(forecast.finish_seconds, Percentiles::default());
     }
 
     proptest! {

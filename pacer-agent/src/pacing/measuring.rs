@@ -58,6 +58,8 @@ pub struct Lead {
     pub longest: Duration,
     /// Windows longer than this find no more; `None` where they may.
     pub settled: Option<Duration>,
+    /// Whether all windows begin together, so that only the longest takes time.
+    pub is_one: bool,
 }
 
 impl Lead {
@@ -65,16 +67,18 @@ impl Lead {
     /// long.
     #[must_use]
     pub fn before(&self, expected: Duration) -> Duration {
-        let (mut longest, mut left) = (self.longest, budget(expected));
-        let mut all = self.usual;
+        let budget = budget(expected);
+        let (mut longest, mut spent) = (self.longest, Duration::ZERO);
         while self.settled.is_none_or(|settled| longest < settled)
-            && let Some(window) = next_window(longest, left)
+            && let Some(window) = next_window(longest, budget.saturating_sub(spent))
         {
-            left -= window;
-            all += window;
+            spent = match self.is_one {
+                true => window.saturating_sub(self.usual),
+                false => spent + window,
+            };
             longest = window;
         }
-        all
+        self.usual + spent
     }
 }
 
@@ -110,8 +114,9 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_known_is_not_looked_at_for_longer() {
-        let seconds = |settled: Option<u64>| {
+        let seconds = |settled: Option<u64>, is_one| {
             let lead = Lead {
+                is_one,
                 usual: Duration::from_secs(1),
                 longest: Duration::from_millis(500),
                 settled: settled.map(Duration::from_secs),
@@ -119,8 +124,12 @@ mod tests {
             lead.before(Duration::from_secs(40)).as_secs()
         };
         assert_eq!(
-            [seconds(Some(0)), seconds(Some(2)), seconds(None)],
+            [Some(0), Some(2), None].map(|settled| seconds(settled, false)),
             [1, 4, 11]
+        );
+        assert_eq!(
+            [Some(0), Some(2), None].map(|settled| seconds(settled, true)),
+            [1, 2, 9]
         );
     }
 

@@ -186,18 +186,57 @@ impl<'a> Dirtying<'a> {
 #[derive(Clone, Copy)]
 struct Waiting {
     classes: [WriteClass; COLUMNS],
+    /// The first so many classes have pages: most of a fit have none.
+    used: usize,
     /// Those of each that QEMU knows dirty and has not sent.
     dirty: [f64; COLUMNS],
     /// Pages with content that are not written.
     cold: f64,
     zero: f64,
     total: f64,
-    content_parts: Option<[u8; PARTS]>,
+    /// In the first pass.
+    spread: Option<Spread>,
+}
+
+/// Where in the guest's memory there is content, by a sample.
+#[derive(Clone, Copy)]
+struct Spread {
+    /// Pages with content in so many last parts.
+    of_last: [f64; PARTS + 1],
+    part_pages: f64,
+}
+
+impl Spread {
+    fn new(parts: &[u8; PARTS], total_pages: f64) -> Self {
+        let part_pages = total_pages / to_f64(PARTS as u64);
+        let mut of_last = [0.0; PARTS + 1];
+        for (number, &part) in parts.iter().rev().enumerate() {
+            of_last[number + 1] = of_last[number] + part_pages * f64::from(part) / 255.0;
+        }
+        Self {
+            of_last,
+            part_pages,
+        }
+    }
+
+    /// Pages with content among so many last ones.
+    fn content_of_last(&self, pages: f64) -> f64 {
+        let parts = (pages / self.part_pages).clamp(0.0, to_f64(PARTS as u64));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "no less than none and no more than all parts"
+        )]
+        let whole = parts as usize;
+        let [before, after] = [whole, (whole + 1).min(PARTS)].map(|parts| self.of_last[parts]);
+        before + (after - before) * parts.fract()
+    }
 }
 
 impl Waiting {
     fn of(state: &State, dirtying: &Dirtying<'_>) -> Self {
-        let classes = dirtying.classes(state.total_pages);
+        let mut classes = dirtying.classes(state.total_pages);
+        let used = used_first(&mut classes);
         let windows = state
             .sent_window
             .map(|seconds| Windows::of_pass(seconds, state.total_pages));
@@ -214,16 +253,19 @@ impl Waiting {
         }
         Self {
             classes,
+            used,
             dirty,
             cold: normal - hot,
             zero: state.zero_pages,
             total: state.total_pages,
-            content_parts: state.content_parts,
+            spread: state
+                .content_parts
+                .map(|parts| Spread::new(&parts, state.total_pages)),
         }
     }
 
     fn normal(&self) -> f64 {
-        self.cold + self.dirty.iter().sum::<f64>()
+        self.cold + self.dirty[..self.used].iter().sum::<f64>()
     }
 
     fn pages(&self) -> f64 {
@@ -234,71 +276,80 @@ impl Waiting {
         self.normal() * NORMAL_PAGE_BYTES + self.zero * ZERO_PAGE_BYTES
     }
 
-    /// This share of all is left: a like part of everything, but in the first pass
-    /// what is in the last pages.
-    fn keep(&mut self, share: f64) {
-        let (normal, zero) = (self.normal(), self.zero);
-        let left = (normal + zero) * share;
-        let normal_left = self.content_of_last(left).unwrap_or(normal * share);
-        self.zero = left - normal_left;
-        let kept = if normal > 0.0 {
-            normal_left / normal
-        } else {
-            0.0
-        };
-        self.cold *= kept;
-        for pages in &mut self.dirty {
-            *pages *= kept;
-        }
-    }
-
     /// So many bytes of it are sent.
     fn send(&mut self, bytes: f64) {
-        /// Halvings of the share that is left.
+        /// Halvings of the number of pages.
         const HALVINGS: u32 = 20;
         let target = self.bytes() - bytes;
-        let (mut low, mut high) = (0.0, 1.0);
+        let (mut low, mut high) = (0.0, self.pages());
+        if self.spread.is_none() {
+            // In proportion.
+            high *= (target / self.bytes().max(1.0)).clamp(0.0, 1.0);
+            return self.keep(self.last(high));
+        }
+        let last = self.lasts();
         for _ in 0..HALVINGS {
             let middle = f64::midpoint(low, high);
-            let mut after = *self;
-            after.keep(middle);
-            if after.bytes() > target {
+            if last(middle).bytes() > target {
                 high = middle;
             } else {
                 low = middle;
             }
         }
-        self.keep(high);
+        let left = last(high);
+        drop(last);
+        self.keep(left);
     }
 
-    /// Pages with content among so many last ones. The sample says how they are
-    /// spread, not how many there are.
-    fn content_of_last(&self, pages: f64) -> Option<f64> {
-        let parts = self.content_parts?;
-        let of_last = |pages: f64| {
-            let part_pages = self.total / to_f64(PARTS as u64);
-            let mut left = pages;
-            let shares = parts.iter().rev().map(|&part| f64::from(part) / 255.0);
-            let each = shares.map(|share| {
-                let those = left.clamp(0.0, part_pages);
-                left -= those;
-                those * share
-            });
-            each.sum::<f64>()
+    /// No more than this is left.
+    fn keep(&mut self, left: Left) {
+        let normal = self.normal();
+        self.zero = left.zero;
+        let kept = if normal > 0.0 {
+            left.normal / normal
+        } else {
+            0.0
         };
-        let all = of_last(self.pages());
-        let ratio = if all > 0.0 { self.normal() / all } else { 1.0 };
-        // The two ends may be the same but for rounding, which `clamp` would not bear.
-        let (least, most) = (pages - self.zero.min(pages), pages.min(self.normal()));
-        Some((of_last(pages) * ratio).max(least).min(most))
+        self.cold *= kept;
+        for pages in &mut self.dirty[..self.used] {
+            *pages *= kept;
+        }
+    }
+
+    /// What is in so many last pages.
+    fn last(&self, pages: f64) -> Left {
+        self.lasts()(pages)
+    }
+
+    /// Of so many last pages, what is in them: a like part of everything, but in the
+    /// first pass what is there. The sample says how it is spread, not how much it is.
+    fn lasts(&self) -> impl Fn(f64) -> Left {
+        let (normal, zero) = (self.normal(), self.zero);
+        let share = normal / (normal + zero).max(1.0);
+        let spread = self.spread.map(|spread| {
+            let of_all = spread.content_of_last(normal + zero);
+            let ratio = if of_all > 0.0 { normal / of_all } else { 1.0 };
+            (spread, ratio)
+        });
+        move |pages| {
+            let content = spread.map(|(spread, ratio)| spread.content_of_last(pages) * ratio);
+            // The two ends may be the same but for rounding, which `clamp` would not bear.
+            let (least, most) = (pages - zero.min(pages), pages.min(normal));
+            let normal = content.unwrap_or(pages * share).max(least).min(most);
+            Left {
+                normal,
+                zero: pages - normal,
+            }
+        }
     }
 
     /// A sync after a pass of this length; the pages it found.
     fn sync(&mut self, pass_seconds: f64) -> f64 {
-        self.content_parts = None;
+        self.spread = None;
         let windows = Windows::of_pass(pass_seconds, self.total);
         let mut found = 0.0;
-        for (class, dirty) in self.classes.iter().zip(&mut self.dirty) {
+        let used = self.classes[..self.used].iter();
+        for (class, dirty) in used.zip(&mut self.dirty) {
             let written = class.found(windows);
             found += written;
             if written > 0.0 {
@@ -307,6 +358,31 @@ impl Waiting {
         }
         found
     }
+}
+
+/// Pages that are left.
+#[derive(Clone, Copy)]
+struct Left {
+    normal: f64,
+    zero: f64,
+}
+
+impl Left {
+    fn bytes(self) -> f64 {
+        self.normal * NORMAL_PAGE_BYTES + self.zero * ZERO_PAGE_BYTES
+    }
+}
+
+/// Puts the classes that have pages before those that have none; their number.
+fn used_first(classes: &mut [WriteClass; COLUMNS]) -> usize {
+    let mut used = 0;
+    for index in 0..classes.len() {
+        if classes[index].pages > 0.0 {
+            classes.swap(used, index);
+            used += 1;
+        }
+    }
+    used
 }
 
 /// How a migration ends.
@@ -435,9 +511,8 @@ fn finish_pass(
         if surplus.is_nan() || surplus <= 0.0 {
             return Some((seconds, sent));
         }
-        let mut after = *now;
-        after.keep(1.0 - surplus / pages);
-        let bytes = pending - after.bytes();
+        let left = now.last(pages - surplus);
+        let bytes = pending - left.bytes();
         let needed = bytes / rate;
         let change = plan.next_change(at + seconds) - (at + seconds);
         if needed.min(change) >= 1e12 {
@@ -451,7 +526,7 @@ fn finish_pass(
         if share < 1.0 {
             now.send(bytes * share);
         } else {
-            *now = after;
+            now.keep(left);
         }
         seconds += needed * share;
         sent += bytes * share;

@@ -280,6 +280,7 @@ mod tests {
 
     const PAGES: u64 = 131_072;
     const LEAD: Lead = Lead {
+        is_one: false,
         usual: Duration::from_secs(1),
         longest: Duration::from_millis(500),
         settled: Some(Duration::ZERO),

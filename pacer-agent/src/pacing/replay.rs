@@ -160,6 +160,7 @@ impl Recording<'_> {
             before,
             start,
             overhead: self.overhead(link_rate),
+            expected_overhead: self.config.switchover_overhead,
             give_up: GIVE_UP,
         })
     }

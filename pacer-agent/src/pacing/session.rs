@@ -280,7 +280,8 @@ impl Session {
         });
         let is_more = |window: DirtyWindow, (surprise, deviations): (f64, f64)| {
             let spread = known.relative_uncertainty(window.window);
-            error_about(known, window)
+            known
+                .error_about(window)
                 .is_some_and(|error| error > surprise.max(deviations * spread))
         };
         if is_more(window, LONG_SURPRISE) || new.is_some_and(|new| is_more(new, NEW_SURPRISE)) {
@@ -329,7 +330,7 @@ impl Session {
 
     /// Learns a point found by a sync, and how wrong the curve was about it.
     fn learn(&mut self, window: DirtyWindow, at: Time) {
-        if let Some(error) = error_about(&self.curve, window) {
+        if let Some(error) = self.curve.error_about(window) {
             let spread = self.curve.relative_uncertainty(window.window);
             if error.abs() > SURPRISE.max(2.0 * spread) {
                 self.changed |= self.curve.has_counted(window.window);
@@ -565,7 +566,7 @@ impl Session {
             state,
             rate,
             downtime_limit: self.config.limits.downtime_limit.as_secs_f64(),
-            windows: self.curve.counted(),
+            windows: self.curve.windows(),
         })
     }
 
@@ -603,15 +604,6 @@ impl Session {
             self.percent = self.percent.max(percent.min(99.9));
         }
     }
-}
-
-/// How wrong `curve` is about `window`: the logarithm of found over expected; `None`
-/// where it knows nothing.
-fn error_about(curve: &DirtyCurve, window: DirtyWindow) -> Option<f64> {
-    /// Counts below this many pages are noise.
-    const FEW: f64 = 32.0;
-    let expected = curve.pages(window.window)?;
-    Some(((to_f64(window.all_pages()) + FEW) / (expected + FEW)).ln())
 }
 
 /// How far from a deadline the controller usually is, in seconds: a tick and

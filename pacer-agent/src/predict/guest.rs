@@ -7,14 +7,13 @@ use super::answer::{Answer, Facts, curve_points};
 use crate::cli::PredictArgs;
 use crate::clock;
 use crate::config::SWITCHOVER_OVERHEAD;
-use crate::content;
 use crate::exit::Failure;
 use crate::measure::{self, Accelerator, Measurer};
 use crate::pacing::forecast::Outlook;
 use crate::pacing::measuring::Lead;
 use crate::pacing::objective::{Limits, Objective};
 use crate::pacing::prediction::{Question, predict};
-use crate::pacing::sample::{DirtyWindow, Origin, Ram, Sample};
+use crate::pacing::sample::{DirtyWindow, Origin, Sample};
 use crate::pacing::session::{Session, SessionConfig};
 use crate::pacing::time::Time;
 use crate::probe::Probe;
@@ -128,12 +127,8 @@ impl Look {
             .await
             .map_err(anyhow::Error::new)?;
         self.windows.expect_ram(self.total_bytes);
-        let content = content::content(self.monitored.qemu, self.total_bytes);
-        let ram = Ram {
-            total_bytes: self.total_bytes,
-            content_bytes: content.map(|content| content.bytes),
-            content_parts: content.and_then(|content| content.parts),
-        };
+        let qemu = Some(self.monitored.qemu);
+        let ram = measure::ram(qemu, self.total_bytes, self.total_bytes).await;
         self.is_zero_known = ram.content_bytes.is_some();
         self.session.handle_sample(Sample::Ram(ram), clock::now());
         Ok(())
@@ -168,11 +163,7 @@ impl Look {
             .collect();
         samples.extend(self.windows.flush(now));
         samples.into_iter().rev().find_map(|sample| match sample {
-            Sample::Dirty(window)
-                if window.origin != Origin::DirtyLogPart && !window.window.is_zero() =>
-            {
-                Some(window)
-            }
+            Sample::Dirty(window) if sample.is_point() => Some(window),
             _ => None,
         })
     }

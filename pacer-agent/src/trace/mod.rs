@@ -114,14 +114,4 @@ impl Trace {
         samples.sort_by_key(|&(at, _)| at);
         samples
     }
-
-    /// When the first sample came that `is_it`, in seconds from t0.
-    #[must_use]
-    pub fn first_seconds(&self, is_it: impl Fn(&Sample) -> bool) -> Option<f64> {
-        let found = self.entries.iter().find(|(_, entry)| match entry {
-            Entry::Sample(sample) => is_it(sample),
-            _ => false,
-        });
-        found.map(|(at, _)| at.since(self.t0).as_secs_f64())
-    }
 }

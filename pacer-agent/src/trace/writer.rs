@@ -1,19 +1,22 @@
 //! The file a trace is written to.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 
 use super::{Encoder, Entry, Header};
 use crate::pacing::time::Time;
 
-/// Writes one trace. If the file takes no more, that is logged once and the
-/// migration goes on without.
+/// Writes one trace, on a thread of its own: a disk that is slow keeps no migration
+/// waiting. If the file takes no more, that is logged once and the migration goes on
+/// without.
 #[derive(Debug)]
 pub struct TraceWriter {
-    path: PathBuf,
-    /// `None` once it took no more.
-    file: Option<BufWriter<File>>,
+    /// What is to be written. Gone, the thread ends.
+    out: Option<Sender<Vec<u8>>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
     encoder: Option<Encoder>,
     buffer: Vec<u8>,
 }
@@ -25,9 +28,15 @@ impl TraceWriter {
     ///
     /// If it cannot be made.
     pub fn create(path: &Path) -> io::Result<Self> {
+        let file = File::create(path)?;
+        let (out, parts) = channel();
+        let path = path.to_owned();
+        let thread = thread::Builder::new()
+            .name("trace".to_owned())
+            .spawn(move || write(file, &path, &parts))?;
         Ok(Self {
-            path: path.to_owned(),
-            file: Some(BufWriter::new(File::create(path)?)),
+            out: Some(out),
+            thread: Some(thread),
             encoder: None,
             buffer: Vec::new(),
         })
@@ -36,41 +45,47 @@ impl TraceWriter {
     /// Times count from `t0`; nothing before this is kept.
     pub fn begin(&mut self, header: &Header, t0: Time) {
         self.encoder = Some(Encoder::new(header, t0, &mut self.buffer));
-        self.write();
     }
 
     /// Keeps one entry.
     pub fn entry(&mut self, at: Time, entry: &Entry) {
-        if let (Some(encoder), true) = (&mut self.encoder, self.file.is_some()) {
+        if let Some(encoder) = &mut self.encoder {
             encoder.entry(at, entry, &mut self.buffer);
-            self.write();
         }
     }
 
-    /// Everything so far is in the file when this returns.
+    /// Everything so far will be in the file, whatever becomes of this.
     pub fn flush(&mut self) {
-        let flushed = self.file.as_mut().map_or(Ok(()), BufWriter::flush);
-        self.check(flushed);
+        let part = std::mem::take(&mut self.buffer);
+        // Gone if the file takes no more, which was said.
+        let _ = self.out.as_ref().map(|out| out.send(part));
     }
 
-    fn write(&mut self) {
-        let written = match &mut self.file {
-            Some(file) => file.write_all(&self.buffer),
+    /// Everything is in the file when this returns, or is not to be had.
+    ///
+    /// # Errors
+    ///
+    /// If something could not be written.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.flush();
+        self.out = None;
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(written)) => written,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
             None => Ok(()),
-        };
-        self.buffer.clear();
-        self.check(written);
+        }
     }
+}
 
-    fn check(&mut self, written: io::Result<()>) {
-        if let Err(error) = written {
+fn write(mut file: File, path: &Path, parts: &Receiver<Vec<u8>>) -> io::Result<()> {
+    parts.iter().try_for_each(|part| {
+        file.write_all(&part).inspect_err(|error| {
             tracing::warn!(
                 "the trace {} ends here: it cannot be written ({error}); the migration goes on",
-                self.path.display()
+                path.display()
             );
-            self.file = None;
-        }
-    }
+        })
+    })
 }
 
 #[cfg(test)]
@@ -112,7 +127,7 @@ mod tests {
     fn a_file_has_what_came_since_t0() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("trace");
-        write(&path);
+        write(&path).finish().expect("written");
         let trace = Trace::parse(&fs::read(&path).expect("written")).expect("whole");
         assert_eq!(trace.entries.len(), 1);
     }
@@ -120,8 +135,9 @@ mod tests {
     #[test]
     fn a_full_disk_ends_the_trace_alone() {
         let mut writer = write(Path::new("/dev/full"));
-        assert!(writer.file.is_none());
         writer.entry(Time::from_nanos(9), &Entry::Objective(Objective::Fastest));
         writer.flush();
+        let full = writer.finish().expect_err("full");
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     }
 }

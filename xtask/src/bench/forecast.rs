@@ -36,7 +36,8 @@ enum Judge {
 /// The runs that there are so far.
 struct Collected {
     journeys: Vec<Journey>,
-    /// Runs that did not come to an end of which anything can be said.
+    /// Starts that did not come to an end of which anything can be said, whether or
+    /// not the run was made again.
     failed: usize,
 }
 

@@ -80,6 +80,8 @@ pub(super) struct Records {
     /// From before, by key; those of them that this plan has are taken out.
     earlier: BTreeMap<String, Value>,
     kept: usize,
+    /// Measurements that failed, by row, also those that were made again.
+    failed: BTreeMap<String, usize>,
     runs: Vec<Value>,
 }
 
@@ -95,7 +97,7 @@ impl Records {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             text => text.with_context(context)?,
         };
-        let earlier = unfinished(&text, &identity);
+        let (earlier, failed) = unfinished(&text, &identity);
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -111,6 +113,7 @@ impl Records {
             identity,
             kept: earlier.len(),
             earlier,
+            failed,
             runs: Vec::new(),
         })
     }
@@ -152,6 +155,7 @@ impl Records {
                 check_interrupt()?;
                 let error = format!("{error:#}");
                 eprintln!("{row} {index}: {error}");
+                *self.failed.entry(row.to_owned()).or_default() += 1;
                 run["error"] = error.into();
             }
         }
@@ -167,6 +171,12 @@ impl Records {
     /// Whether this run is in the file already.
     pub(super) fn has(&self, row: &str, index: u32, parameters: &Value) -> bool {
         self.earlier.contains_key(&key(row, index, parameters))
+    }
+
+    /// How many measurements of this row failed, in earlier starts too, whether or
+    /// not they were made again since.
+    pub(super) fn failed(&self, row: &str) -> usize {
+        self.failed.get(row).copied().unwrap_or(0)
     }
 
     /// Runs found in the file.
@@ -195,25 +205,36 @@ fn key(row: &str, index: u32, parameters: &Value) -> String {
     format!("{row} {index} {parameters}")
 }
 
-/// The good runs of this build since the last benchmark that was finished.
-fn unfinished(text: &str, identity: &Identity) -> BTreeMap<String, Value> {
+/// The good runs of this build since the last benchmark that was finished, by key, and
+/// how many others failed, by row.
+fn unfinished(
+    text: &str,
+    identity: &Identity,
+) -> (BTreeMap<String, Value>, BTreeMap<String, usize>) {
     let mut runs = BTreeMap::new();
+    let mut failed = BTreeMap::new();
     let lines = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     for mut line in lines.filter(|line| identity.is_of(line)) {
         if line["finished"] == true {
             runs.clear();
+            failed.clear();
             continue;
         }
         let run = line["run"].take();
         let index = run["run"].as_u64().and_then(|index| index.try_into().ok());
-        if let (Some(row), Some(index), Some(_)) = (run["row"].as_str(), index, run.get("figures"))
-        {
-            runs.insert(key(row, index, &run["parameters"]), run);
+        let Some(row) = run["row"].as_str() else {
+            continue;
+        };
+        match index {
+            Some(index) if run.get("figures").is_some() => {
+                runs.insert(key(row, index, &run["parameters"]), run);
+            }
+            _ => *failed.entry(row.to_owned()).or_default() += 1,
         }
     }
-    runs
+    (runs, failed)
 }
 
 #[cfg(test)]
@@ -281,6 +302,9 @@ mod tests {
         let mut records = Records::open(&path, identity("a")).unwrap();
         let run = records.run("row", 0, &parameters, || bail!("no guest"));
         assert_eq!(run.unwrap()["error"], "no guest");
+        assert_eq!(records.failed("row"), 1);
         assert_eq!(bench(&path, "a", &[0], false), [0]);
+        let records = Records::open(&path, identity("a")).unwrap();
+        assert_eq!((records.failed("row"), records.kept()), (1, 1));
     }
 }

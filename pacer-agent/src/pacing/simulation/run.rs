@@ -45,8 +45,10 @@ pub struct Scenario<G> {
     pub before: Vec<(f64, Sample)>,
     /// When the first byte is sent.
     pub start: f64,
-    /// What the switchover takes besides copying, in seconds.
+    /// What the switchover takes besides copying, in seconds,
     pub overhead: f64,
+    /// and what the session takes that for.
+    pub expected_overhead: Duration,
     /// When it is given up.
     pub give_up: f64,
 }
@@ -125,7 +127,7 @@ impl<G: Guest> Scenario<G> {
         let config = SessionConfig {
             objective: self.objective,
             limits: self.limits,
-            switchover_overhead: Duration::from_millis(60),
+            switchover_overhead: self.expected_overhead,
         };
         let mut model = Model {
             scenario: self,

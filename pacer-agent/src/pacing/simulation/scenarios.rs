@@ -27,6 +27,7 @@ fn scenario(guest: SyntheticGuest, objective: Objective) -> Scenario {
         before: Vec::new(),
         start: 1.5,
         overhead: 0.05,
+        expected_overhead: Duration::from_millis(60),
         give_up: 3000.0,
     };
     see(&mut scenario, Sight::All);

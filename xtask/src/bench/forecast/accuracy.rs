@@ -106,16 +106,16 @@ pub(super) fn bad_share(collected: &Collected) -> Vec<Part> {
         .filter(|journey| journey.is_bad(journey.first()).is_none())
         .count();
     parts.push(Part::share(
-        "runs given up that were forecast to arrive later, not judged",
+        "runs given up that may or may not have arrived later, not judged",
         undecided,
         all,
         "of the runs",
     ));
     parts.push(Part::share(
-        "runs that failed otherwise and are in no row",
+        "starts that failed otherwise and are in no row",
         collected.failed,
         collected.journeys.len() + collected.failed,
-        "of the runs",
+        "of the starts",
     ));
     parts
 }

@@ -44,11 +44,9 @@ pub(super) fn collect(plan: &Plan, records: &mut Records) -> Result<Collected> {
         let run = records.run(ROW, number, &parameters, || {
             measure(&scenario, &plan.pacer, &trace)
         })?;
-        match Journey::read(&run) {
-            Some(journey) => collected.journeys.push(journey),
-            None => collected.failed += 1,
-        }
+        collected.journeys.extend(Journey::read(&run));
     }
+    collected.failed = records.failed(ROW);
     Ok(collected)
 }
 

@@ -49,7 +49,7 @@ fn parts(large: &Value, small: &Value) -> Vec<Part> {
         .map(|(large, small)| (large - small).max(0.0));
     vec![
         Part::figure(
-            "1 TiB of RAM and 16 TiB of disk, decision and forecast, the 99th percentile",
+            "1 TiB of RAM and 16 TiB of disk, learning and forecast, the 99th percentile",
             milliseconds(large, "p99_seconds"),
             n,
             "ms",
@@ -79,6 +79,12 @@ fn parts(large: &Value, small: &Value) -> Vec<Part> {
             bytes(large),
             n,
             "bytes",
+        ),
+        Part::figure(
+            "with the search for a deadline's rate, 1 TiB and 16 TiB, the 99th percentile",
+            milliseconds(large, "deadline_p99_seconds"),
+            n,
+            "ms",
         ),
     ]
 }

@@ -124,7 +124,7 @@ impl Journey {
 
     /// Whether a forecast was off by a quarter or more, or wrong about
     /// converging. `None` where that is not known: it says of a run that was
-    /// given up that it would have arrived later.
+    /// given up that it would have arrived later, or never, and nobody knows.
     pub(super) fn is_bad(&self, forecast: Option<&Forecast>) -> Option<bool> {
         const BAD_PERCENT: f64 = 25.0;
         if let Some(error) = self.error(forecast) {
@@ -132,9 +132,10 @@ impl Journey {
         }
         let forecast = forecast?;
         match forecast.p50 {
-            None => Some(!forecast.is_known),
+            None if !forecast.is_known => Some(true),
             // By its construction it never ends.
-            Some(_) if self.kind.ends_with("beyond-knee") => Some(true),
+            finish if self.kind.ends_with("beyond-knee") => Some(finish.is_some()),
+            None => None,
             Some(finish) if finish <= self.gave_up_after * (1.0 - BAD_PERCENT / 100.0) => {
                 Some(true)
             }
@@ -278,7 +279,17 @@ pub(super) mod tests {
         assert_eq!(bad(&arrived(&[(1.0, 49.0)])), Some(false));
         assert_eq!(bad(&arrived(&[(1.0, 51.0)])), Some(true));
         assert_eq!(bad(&arrived(&[])), Some(true), "it arrived");
-        assert_eq!(bad(&given_up(None, true)), Some(false), "never, it said");
+        assert_eq!(bad(&given_up(None, true)), None, "perhaps never");
+        let never = Journey {
+            kind: "sweep-beyond-knee".to_owned(),
+            ..given_up(None, true)
+        };
+        assert_eq!(bad(&never), Some(false), "never, it said");
+        let never = Journey {
+            kind: "sweep-beyond-knee".to_owned(),
+            ..given_up(Some(70.0), true)
+        };
+        assert_eq!(bad(&never), Some(true), "never, in truth");
         assert_eq!(bad(&given_up(None, false)), Some(true), "nothing was said");
         assert_eq!(bad(&given_up(Some(44.0), true)), Some(true));
         assert_eq!(bad(&given_up(Some(70.0), true)), None, "perhaps it would");

@@ -41,12 +41,14 @@ pub(super) fn inside(collected: &Collected) -> Vec<Part> {
     parts
 }
 
-/// An interval without an upper end has everything above its lower one.
+/// An interval without an upper end has everything above its lower one, but one whose
+/// middle is "never" does not hold a run that arrived.
 fn is_inside(journey: &Journey) -> bool {
     let (Some(total), Some(first)) = (journey.total, journey.first()) else {
         return false;
     };
-    first.p05.is_some_and(|p05| p05 <= total) && first.p95.is_none_or(|p95| total <= p95)
+    let is_told = first.p05.is_some_and(|p05| p05 <= total) && first.p50.is_some();
+    is_told && first.p95.is_none_or(|p95| total <= p95)
 }
 
 pub(super) fn downtime(collected: &Collected) -> Vec<Part> {
@@ -115,10 +117,9 @@ pub(super) fn simulated(collected: &Collected) -> Vec<Part> {
         return vec![Part::missing("simulated finish", why)];
     }
     let mut parts = by_accelerator(&arrived, |name, journeys| {
-        // One that never ends is off by 100 %.
+        // One that never ends, or fails, is off by 100 %.
         let errors: Vec<f64> = journeys
             .iter()
-            .filter(|journey| journey.simulation_missing.is_none())
             .filter_map(|journey| {
                 let total = journey.total?;
                 let lead = journey
@@ -177,6 +178,9 @@ mod tests {
         assert!(is_inside(&journey));
         journey.forecasts[0].p05 = None;
         assert!(!is_inside(&journey), "says nothing");
+        journey.forecasts[0].p05 = Some(39.0);
+        journey.forecasts[0].p50 = None;
+        assert!(!is_inside(&journey), "never, it said, and it arrived");
     }
 
     #[test]
