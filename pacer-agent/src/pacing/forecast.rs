@@ -69,13 +69,55 @@ pub struct Forecast {
 /// 5 % of a normal distribution are beyond this many deviations.
 pub(super) const TAIL: f64 = 1.645;
 /// The link and QEMU do not keep a rate exactly.
-const RATE_UNCERTAINTY: f64 = 0.01;
+const RATE_UNCERTAINTY: f64 = 0.006;
 /// A tick, QEMU's measuring and a switchover are not known better, in seconds.
-const LEAST_SPREAD_SECONDS: f64 = 0.15;
+const LEAST_SPREAD_SECONDS: f64 = 0.12;
 /// Nothing is moved at less, in bytes a second.
 const LEAST_RATE: f64 = 1.0;
 /// Halvings of the search for a rate: 2^-20 of eight decades is under 0.01 %.
 const HALVINGS: u32 = 20;
+
+/// By how many deviations each thing that is unsure is worse.
+#[derive(Clone, Copy)]
+struct Worse {
+    mix: f64,
+    level: f64,
+    extent: f64,
+}
+
+impl Worse {
+    const NOT: Self = Self {
+        mix: 0.0,
+        level: 0.0,
+        extent: 0.0,
+    };
+
+    const fn all(deviations: f64) -> Self {
+        Self {
+            mix: deviations,
+            level: deviations,
+            extent: deviations,
+        }
+    }
+
+    /// One after the other, the others as expected.
+    const fn each(deviations: f64) -> [Self; 3] {
+        [
+            Self {
+                mix: deviations,
+                ..Self::NOT
+            },
+            Self {
+                level: deviations,
+                ..Self::NOT
+            },
+            Self {
+                extent: deviations,
+                ..Self::NOT
+            },
+        ]
+    }
+}
 
 impl Outlook<'_> {
     /// What `plan` leads to where the guest is as expected.
@@ -87,16 +129,20 @@ impl Outlook<'_> {
     /// What `plan` leads to where everything unsure is `deviations` worse.
     #[must_use]
     pub fn outcome_at(&self, plan: &Plan, deviations: f64) -> Outcome {
+        self.outcome_where(plan, Worse::all(deviations))
+    }
+
+    fn outcome_where(&self, plan: &Plan, worse: Worse) -> Outcome {
         let State {
             normal_pages,
             zero_pages,
             ..
         } = self.state;
-        let mixed = normal_pages * (deviations * self.mix_uncertainty).exp();
+        let mixed = normal_pages * (worse.mix * self.mix_uncertainty).exp();
         let mut state = self.state;
         state.normal_pages = mixed.min(normal_pages + zero_pages);
         state.zero_pages = normal_pages + zero_pages - state.normal_pages;
-        simulate(&state, plan, &self.dirtying_at(deviations), &self.terms)
+        simulate(&state, plan, &self.dirtying_where(worse), &self.terms)
     }
 
     /// How long a migration at `rate` is expected to take; one that does not end twice
@@ -115,35 +161,56 @@ impl Outlook<'_> {
     /// The guest where it is so many deviations busier, and on more pages.
     #[must_use]
     pub fn dirtying_at(&self, deviations: f64) -> Dirtying<'_> {
+        self.dirtying_where(Worse::all(deviations))
+    }
+
+    fn dirtying_where(&self, worse: Worse) -> Dirtying<'_> {
         Dirtying {
-            level: self.dirtying.level * (deviations * self.dirty_uncertainty).exp(),
-            extent: self.dirtying.extent * (deviations * self.extent_uncertainty).exp(),
+            level: self.dirtying.level * (worse.level * self.dirty_uncertainty).exp(),
+            extent: self.dirtying.extent * (worse.extent * self.extent_uncertainty).exp(),
             ..self.dirtying
         }
     }
 
-    /// The forecast of `plan`.
+    /// The forecast of `plan`. What is unsure is so independently: each by itself at its
+    /// worst, and together they are as far off as the root of the sum of squares.
     #[must_use]
     pub fn forecast(&self, plan: &Plan) -> Forecast {
-        let [low, mid, high] = [-TAIL, 0.0, TAIL].map(|d| self.outcome_at(plan, d));
-        let spread = |finish: f64| (TAIL * RATE_UNCERTAINTY * finish).max(LEAST_SPREAD_SECONDS);
-        // Never less never is no number, and would be now.
-        let earlier = |finish: f64| match finish.is_finite() {
-            true => (finish - spread(finish)).max(0.0),
-            false => finish,
+        let mid = self.outcome(plan);
+        let [low, high] = [-TAIL, TAIL]
+            .map(|deviations| Worse::each(deviations).map(|worse| self.outcome_where(plan, worse)));
+        let finish = mid.finish;
+        let spread = (TAIL * RATE_UNCERTAINTY * finish).max(LEAST_SPREAD_SECONDS);
+        let far = |outcomes: &[Outcome; 3], figure: fn(&Outcome) -> f64, least: f64| {
+            let squares = outcomes
+                .iter()
+                .map(|outcome| (figure(outcome) - figure(&mid)).powi(2));
+            (squares.sum::<f64>() + least.powi(2)).sqrt()
+        };
+        // Never less never is no number.
+        let less = |from: f64, by: f64| match from.is_finite() {
+            true => (from - by).max(0.0),
+            false => from,
         };
         Forecast {
             finish_seconds: Percentiles::new(
-                earlier(low.finish),
-                mid.finish,
-                high.finish + spread(high.finish),
+                less(finish, far(&low, |one| one.finish, spread)),
+                finish,
+                finish + far(&high, |one| one.finish, spread),
             ),
             downtime_seconds: Percentiles::new(
-                low.downtime * 0.7,
+                less(
+                    mid.downtime,
+                    far(&low, |one| one.downtime, 0.3 * mid.downtime),
+                ),
                 mid.downtime,
-                high.downtime.max(mid.downtime) * 1.5,
+                mid.downtime + far(&high, |one| one.downtime, 0.5 * mid.downtime),
             ),
-            bytes: Percentiles::new(low.bytes, mid.bytes, high.bytes),
+            bytes: Percentiles::new(
+                less(mid.bytes, far(&low, |one| one.bytes, 0.0)),
+                mid.bytes,
+                mid.bytes + far(&high, |one| one.bytes, 0.0),
+            ),
         }
     }
 

@@ -236,10 +236,10 @@ impl Ledger {
     #[must_use]
     pub fn mix_uncertainty(&self) -> f64 {
         if self.pass > 1 {
-            return 0.02;
+            return 0.01;
         }
         if self.ram.is_some_and(|ram| ram.content_bytes.is_some()) {
-            return 0.02;
+            return 0.01;
         }
         let seen = to_f64(self.stream.normal_pages + self.stream.zero_pages);
         0.05 + 0.4 * (PRIOR_PAGES / (PRIOR_PAGES + seen)).sqrt()

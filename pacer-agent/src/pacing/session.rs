@@ -69,9 +69,9 @@ const UNTRIED: f64 = 3.0;
 /// The rate while the size of memory is unknown: enough for the stream's head.
 const SIZING_RATE: u64 = 1 << 20;
 /// How unsure it is how many pages those are that are written so seldom that no window
-/// has shown it: the standard deviation of the logarithm. 1.64 of them are from a
-/// quarter to four times as many.
-const EXTENT_UNCERTAINTY: f64 = 0.8;
+/// has shown it: the standard deviation of the logarithm where the longest window was as
+/// long as a pass, what is added for a pass that is e times as long, and at most.
+const EXTENT_UNCERTAINTY: (f64, f64, f64) = (0.15, 0.32, 1.5);
 /// An error beyond this (a third more or less), and twice what is expected, is a
 /// change, not noise.
 const SURPRISE: f64 = 0.3;
@@ -464,13 +464,23 @@ impl Session {
             dirty_uncertainty: self
                 .surprises
                 .spread(pass, self.curve.level_uncertainty(pass)),
-            extent_uncertainty: EXTENT_UNCERTAINTY,
+            extent_uncertainty: self.extent_uncertainty(pass),
             terms: Terms {
                 downtime_limit: limit,
                 link_rate: self.open_rate(),
                 overhead: self.config.switchover_overhead.as_secs_f64(),
             },
         }
+    }
+
+    fn extent_uncertainty(&self, pass: Duration) -> f64 {
+        let (least, per_e, most) = EXTENT_UNCERTAINTY;
+        let longest = self.curve.longest_window();
+        if longest <= 0.0 {
+            return most;
+        }
+        let beyond = (pass.as_secs_f64() / longest).max(1.0).ln();
+        (least + per_e * beyond).min(most)
     }
 
     fn decide(&mut self, state: Option<State>, now: Time) {
