@@ -7,9 +7,10 @@ use tokio::sync::Notify;
 use crate::clock;
 use crate::pacing::token_bucket::{Rate, TokenBucket};
 
-/// How long a piece takes at the rate in force. Small enough that QEMU, which
-/// measures its bandwidth over 100 ms, sees an even flow.
-const PIECES_PER_SECOND: u64 = 100;
+/// Pieces at the rate in force. Small enough that QEMU, which measures its bandwidth over
+/// 100 ms, sees an even flow, and that two of them are in the bucket's burst: with one
+/// alone each late timer costs rate.
+const PIECES_PER_SECOND: u64 = 200;
 const LEAST_PIECE_BYTES: u64 = 4 * 1024;
 const MOST_PIECE_BYTES: u64 = 64 * 1024;
 
@@ -39,12 +40,7 @@ impl Gate {
     /// How many bytes to ask for at a time.
     #[must_use]
     pub fn piece_bytes(&self) -> usize {
-        let bytes = match self.lock().rate() {
-            Rate::Open => MOST_PIECE_BYTES,
-            Rate::BytesPerSecond(rate) => {
-                (rate / PIECES_PER_SECOND).clamp(LEAST_PIECE_BYTES, MOST_PIECE_BYTES)
-            }
-        };
+        let bytes = piece_bytes(self.lock().rate());
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
@@ -80,9 +76,54 @@ impl Gate {
     }
 }
 
+fn piece_bytes(rate: Rate) -> u64 {
+    match rate {
+        Rate::Open => MOST_PIECE_BYTES,
+        Rate::BytesPerSecond(rate) => {
+            (rate / PIECES_PER_SECOND).clamp(LEAST_PIECE_BYTES, MOST_PIECE_BYTES)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::pacing::time::Time;
+    use crate::units::to_f64;
+
+    /// Bytes let through in ten seconds by a timer of whole milliseconds that is a
+    /// little late each time.
+    fn passed(rate: u64) -> u64 {
+        const END: Time = Time::from_nanos(10_000_000_000);
+        const MILLISECOND: u64 = 1_000_000;
+        let rate = Rate::BytesPerSecond(rate);
+        let (mut now, mut bytes) = (Time::ZERO, 0);
+        let mut bucket = TokenBucket::new(rate, now);
+        while now < END {
+            match bucket.try_take(piece_bytes(rate), now) {
+                Ok(()) => bytes += piece_bytes(rate),
+                Err(blocked) => {
+                    let until = blocked.until.expect("it is not closed").as_nanos();
+                    let due = until.next_multiple_of(MILLISECOND);
+                    now = Time::from_nanos(due) + Duration::from_micros(700);
+                }
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn late_timers_cost_no_rate() {
+        for rate in [
+            500_000, 2_000_000, 4_780_000, 6_290_000, 9_000_000, 40_000_000,
+        ] {
+            let passed = passed(rate);
+            let share = to_f64(passed) / to_f64(10 * rate);
+            assert!((0.995..1.01).contains(&share), "{rate}: {share}");
+        }
+    }
 
     #[tokio::test]
     async fn a_closed_gate_lets_bytes_through_once_it_opens() {
