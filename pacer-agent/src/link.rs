@@ -12,6 +12,7 @@ use crate::journal::Reach;
 use crate::relay::control::{self, ControlError, Sender};
 use crate::relay::endpoint::{self, EndpointError};
 use crate::relay::frame::{Handover, Message, Preface, VERSION};
+use crate::relay::link_model::{LinkModel, ModelError};
 use crate::relay::tls::PinnedPeer;
 
 /// The handshake and the destination's preparations.
@@ -32,6 +33,9 @@ pub enum LinkError {
     /// The destination said something that does not belong there.
     #[error("the destination's agent answered {0:?}")]
     Unexpected(Box<Message>),
+    /// The link is to be modelled, and not like that.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// The own identity is of no use.
     #[error("{0}")]
     Identity(String),
@@ -73,8 +77,15 @@ impl Link {
             .peer()
             .ok_or_else(|| LinkError::Identity("the journal names no peer".to_owned()))?;
         let pinned = PinnedPeer::new(peer);
-        let (endpoint, connection) =
-            endpoint::connect(&reach.address, &identity, &pinned, CONNECT_TIMEOUT).await?;
+        let model = LinkModel::from_environment()?;
+        let (endpoint, connection) = endpoint::connect(
+            &reach.address,
+            &identity,
+            &pinned,
+            CONNECT_TIMEOUT,
+            model.as_ref(),
+        )
+        .await?;
         let (mut sender, mut receiver) = control::open(&connection).await?;
         sender
             .send(&Message::Hello {

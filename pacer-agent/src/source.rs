@@ -198,7 +198,7 @@ fn explain(error: LinkError, identity: &Identity) -> Failure {
                 "the destination's agent does not know this one: start it with --peer {own}"
             ))
         }
-        LinkError::Refused(_) => Failure::Refused(anyhow::Error::new(error)),
+        LinkError::Refused(_) | LinkError::Model(_) => Failure::Refused(anyhow::Error::new(error)),
         _ => anyhow::Error::new(error).into(),
     }
 }

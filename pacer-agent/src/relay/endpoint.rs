@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig,
-    TransportConfig, VarInt,
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, Runtime as _,
+    ServerConfig, TransportConfig, VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::link_model::LinkModel;
 use super::tls::PinnedPeer;
 use crate::address::first_address;
 use crate::identity::{Fingerprint, Identity};
@@ -21,9 +22,10 @@ const UDP_BUFFER_BYTES: usize = 8 << 20;
 /// What may be on its way and unconfirmed, which bounds either agent's memory:
 /// about 1 Gbit/s at 100 ms.
 const WINDOW_BYTES: u32 = 16 << 20;
-/// After this much silence the link is taken as gone. From the guest's stop on
-/// the switchover timeout, which is shorter, holds instead.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// After this much silence the link is taken as gone: some routes take ten seconds to
+/// find another way. From the guest's stop on the switchover timeout, which is shorter,
+/// holds instead.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// TLS needs some name; a peer is its key, whatever name it goes by.
 const SERVER_NAME: &str = "pacer";
@@ -88,10 +90,10 @@ pub async fn listen(
     let socket = udp_socket(bound).map_err(failed)?;
     let mut config = ServerConfig::with_crypto(Arc::new(peer.server_config(identity)?));
     config.transport_config(Arc::new(transport()));
-    endpoint(socket, Some(config)).map_err(failed)
+    endpoint(socket, Some(config), None).map_err(failed)
 }
 
-/// Connects to the pinned peer at `address`.
+/// Connects to the pinned peer at `address`, over a link as `model` has it.
 ///
 /// # Errors
 ///
@@ -101,6 +103,7 @@ pub async fn connect(
     identity: &Identity,
     peer: &Arc<PinnedPeer>,
     timeout: Duration,
+    model: Option<&LinkModel>,
 ) -> Result<(Endpoint, Connection), EndpointError> {
     let failed = |source| EndpointError::Address {
         what: "cannot connect to",
@@ -112,7 +115,8 @@ pub async fn connect(
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let endpoint = endpoint(udp_socket(local).map_err(failed)?, None).map_err(failed)?;
+    let socket = udp_socket(local).map_err(failed)?;
+    let endpoint = endpoint(socket, None, model).map_err(failed)?;
     let mut config = ClientConfig::new(Arc::new(peer.client_config(identity)?));
     config.transport_config(Arc::new(transport()));
     let no_peer = |reason: String| EndpointError::NoPeer {
@@ -182,11 +186,16 @@ fn udp_socket(address: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-fn endpoint(socket: UdpSocket, server: Option<ServerConfig>) -> std::io::Result<Endpoint> {
-    Endpoint::new(
-        EndpointConfig::default(),
-        server,
-        socket,
-        Arc::new(quinn::TokioRuntime),
-    )
+fn endpoint(
+    socket: UdpSocket,
+    server: Option<ServerConfig>,
+    model: Option<&LinkModel>,
+) -> std::io::Result<Endpoint> {
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = runtime.wrap_udp_socket(socket)?;
+    let socket = match model {
+        Some(model) => model.wrap(socket),
+        None => socket,
+    };
+    Endpoint::new_with_abstract_socket(EndpointConfig::default(), server, socket, runtime)
 }

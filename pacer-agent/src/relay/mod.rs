@@ -5,4 +5,5 @@ pub mod control;
 pub mod endpoint;
 pub mod frame;
 pub mod gate;
+pub mod link_model;
 pub mod tls;
