@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 
+use super::beats::Beats;
 use super::endpoint::explain;
 use super::frame::{Decoder, FrameError, Message, Preface, encode};
 
@@ -27,9 +28,12 @@ pub enum ControlError {
     Frame(#[from] FrameError),
 }
 
-/// The writing half.
+/// The writing half. Beats go for as long as there is one.
 #[derive(Debug)]
-pub struct Sender(SendStream);
+pub struct Sender {
+    stream: SendStream,
+    _beats: Beats,
+}
 
 /// The reading half.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ pub async fn open(connection: &Connection) -> Result<(Sender, Receiver), Control
     send.write_all(&Preface::Control.encode())
         .await
         .map_err(|error| unwritable(&error))?;
-    Ok((Sender(send), Receiver::new(recv)))
+    Ok((Sender::new(send, connection), Receiver::new(recv)))
 }
 
 /// Accepts the control stream of a fresh connection.
@@ -67,7 +71,7 @@ pub async fn accept(connection: &Connection) -> Result<(Sender, Receiver), Contr
             .map_err(|error| ControlError::Link(explain(&error)))?;
         let preface = read_preface(&mut recv).await?;
         match preface {
-            Some(Preface::Control) => Ok((Sender(send), Receiver::new(recv))),
+            Some(Preface::Control) => Ok((Sender::new(send, connection), Receiver::new(recv))),
             _ => Err(ControlError::Closed),
         }
     };
@@ -90,6 +94,13 @@ pub async fn read_preface(recv: &mut RecvStream) -> Result<Option<Preface>, Cont
 }
 
 impl Sender {
+    fn new(stream: SendStream, connection: &Connection) -> Self {
+        Self {
+            stream,
+            _beats: Beats::start(connection),
+        }
+    }
+
     /// Sends `message`.
     ///
     /// # Errors
@@ -97,7 +108,7 @@ impl Sender {
     /// If the link is down.
     pub async fn send(&mut self, message: &Message) -> Result<(), ControlError> {
         let frame = encode(message)?;
-        self.0
+        self.stream
             .write_all(&frame)
             .await
             .map_err(|error| unwritable(&error))
@@ -105,9 +116,9 @@ impl Sender {
 
     /// Ends the stream and waits, at most `timeout`, until the peer has it all.
     pub async fn finish(mut self, timeout: Duration) {
-        if self.0.finish().is_ok() {
+        if self.stream.finish().is_ok() {
             // Best effort: the peer does without if it is gone.
-            let _ = tokio::time::timeout(timeout, self.0.stopped()).await;
+            let _ = tokio::time::timeout(timeout, self.stream.stopped()).await;
         }
     }
 }

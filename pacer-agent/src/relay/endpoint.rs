@@ -10,6 +10,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::beats;
 use super::link_model::LinkModel;
 use super::tls::PinnedPeer;
 use crate::address::first_address;
@@ -168,6 +169,8 @@ fn transport() -> TransportConfig {
         .send_window(u64::from(WINDOW_BYTES))
         .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
         .receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .datagram_receive_buffer_size(Some(beats::KEPT_BYTES))
+        .congestion_controller_factory(Arc::new(beats::ControlFactory::default()))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_concurrent_bidi_streams(VarInt::from_u32(64));
     config

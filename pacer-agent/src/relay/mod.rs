@@ -1,5 +1,6 @@
 //! The relay: QEMU's TCP connections over one QUIC connection.
 
+mod beats;
 pub mod channel;
 pub mod control;
 pub mod endpoint;
