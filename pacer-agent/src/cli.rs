@@ -312,6 +312,8 @@ pub enum OnInfeasible {
     BestEffort,
     /// Cancel; the guest stays at the source.
     Abort,
+    /// Slow the guest's vCPUs as far as needed (QEMU's auto-converge).
+    Converge,
 }
 
 /// What becomes of the source's QEMU.

@@ -8,6 +8,7 @@ mod begin;
 mod end;
 mod inbox;
 mod record;
+mod switchover_bandwidth;
 mod watch;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::shutdown::Signals;
 use crate::source::Prepared;
 use inbox::Event;
 use record::Record;
+use switchover_bandwidth::SwitchoverBandwidth;
 
 /// The rate before the session has decided on one: enough for the head of the
 /// stream, nothing to speak of in RAM.
@@ -92,6 +94,7 @@ pub struct Driver {
     probe: Option<Probe>,
     windows: DirtyWindows,
     watch: CompletionWatch,
+    bandwidth: Option<SwitchoverBandwidth>,
     /// The task that compares the guest's memory with what it was.
     following: Option<AbortHandle>,
     switchover: Switchover,
@@ -145,6 +148,7 @@ impl Driver {
             probe: None,
             windows: DirtyWindows::new(),
             watch: CompletionWatch::default(),
+            bandwidth: None,
             following: None,
             switchover: Switchover::default(),
             under_way: false,
@@ -173,6 +177,8 @@ impl Driver {
             Some(end) => end,
             None => self.run_until_end(signals).await,
         };
+        // Before QEMU's settings are put back.
+        self.bandwidth = None;
         let asked_to_end = Arc::clone(&self.asked_to_end);
         let finishing = self.finish(end);
         tokio::pin!(finishing);

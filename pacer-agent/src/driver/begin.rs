@@ -7,8 +7,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::inbox::{Event, accept, follow};
+use super::switchover_bandwidth::SwitchoverBandwidth;
 use super::{Driver, End, TICK};
 use crate::address::Listener;
+use crate::cli::OnInfeasible;
 use crate::clock;
 use crate::exit::Failure;
 use crate::fault;
@@ -27,7 +29,7 @@ use crate::qmp::QmpError;
 use crate::relay::channel::Inspected;
 use crate::settings;
 use crate::shutdown::Signals;
-use crate::units::to_f64;
+use crate::units::{from_f64, to_f64};
 
 /// A management daemon may hold the connection for a moment before it passes it
 /// on to QEMU.
@@ -268,12 +270,20 @@ impl Driver {
             .listener
             .migrate_uri()
             .map_err(anyhow::Error::new)?;
-        let saved = settings::set(&qmp, self.prepared.args.downtime_limit)
+        let wanted = settings::Wanted {
+            downtime_limit: self.prepared.args.downtime_limit,
+            throttle: self.prepared.args.on_infeasible == OnInfeasible::Converge,
+        };
+        let saved = settings::set(&qmp, wanted)
             .await
             .map_err(anyhow::Error::new)?;
         if let Err(error) = self.open_journal(qemu, running, saved.clone()) {
             settings::restore(&qmp, &saved).await;
             return Err(error);
+        }
+        if settings::knows_switchover_bandwidth(&saved) {
+            self.bandwidth = Some(SwitchoverBandwidth::start(qmp.clone()));
+            self.tell_bandwidth();
         }
         self.record.step("P1 START", clock::now());
         fault::point("source-start");
@@ -287,6 +297,17 @@ impl Driver {
             }
         });
         Ok(())
+    }
+
+    /// What is sent in a second is what QEMU is to count on. Past STOP it asks no more.
+    pub(super) fn tell_bandwidth(&self) {
+        if let (Some(bandwidth), Some(rate), None) = (
+            &self.bandwidth,
+            self.session.rate(),
+            self.switchover.stopped_at,
+        ) {
+            bandwidth.set(rate.min(from_f64(self.session.link())));
+        }
     }
 
     fn open_journal(

@@ -401,6 +401,7 @@ impl Driver {
             }
             self.record.action(&action, &self.session, now);
         }
+        self.tell_bandwidth();
         // Past STOP the guest is all but there.
         let may_abort = self.switchover.stopped_at.is_none()
             && self.prepared.args.on_infeasible == OnInfeasible::Abort;
