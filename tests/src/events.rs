@@ -108,7 +108,10 @@ mod tests {
         ] {
             writeln!(qemu, "{line}").unwrap();
         }
-        wait_until("it is heard", Duration::from_secs(5), || Ok(events.last("RESUME"))).unwrap();
+        wait_until("it is heard", Duration::from_secs(5), || {
+            Ok(events.last("RESUME"))
+        })
+        .unwrap();
         assert_eq!(events.last("STOP"), Some(8.0));
         assert_eq!(events.last("SHUTDOWN"), None);
     }

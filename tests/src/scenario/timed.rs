@@ -122,7 +122,9 @@ pub fn run(timed: &Timed, pacer: &Path, trace: &Path) -> Result<TimedRun> {
     check_interrupt()?;
     let t0 = started_at(&report);
     let arrived_at = arrived_at.filter(|_| outcome == "completed");
-    let changed_at = link_changed_at.map(seconds).or_else(|| guest_change(timed, &pair));
+    let changed_at = link_changed_at
+        .map(seconds)
+        .or_else(|| guest_change(timed, &pair));
     let log = (outcome != "completed").then(|| {
         let agents = [&pair.source_agent, &pair.destination_agent];
         agents.map(|agent| agent.log_tail()).concat()
@@ -149,7 +151,10 @@ fn options(timed: &Timed, pacer: &Path, trace: &Path, link: &PathBuf) -> Result<
     let mut flags = vec!["--downtime-limit".to_owned(), format!("{limit}ms")];
     match timed.aim {
         Aim::Deadline(deadline) => {
-            flags.extend(["--deadline".to_owned(), format!("{}ms", deadline.as_millis())]);
+            flags.extend([
+                "--deadline".to_owned(),
+                format!("{}ms", deadline.as_millis()),
+            ]);
         }
         Aim::Rate => {
             let rate = timed.scenario.bytes_per_second;
@@ -161,7 +166,10 @@ fn options(timed: &Timed, pacer: &Path, trace: &Path, link: &PathBuf) -> Result<
         flags.extend(["--max-rate".to_owned(), format!("{rate}B/s")]);
     }
     let mut options = PairOptions::new(vm).source_flags(flags);
-    options.source.flags.extend(["--trace".into(), trace.into()]);
+    options
+        .source
+        .flags
+        .extend(["--trace".into(), trace.into()]);
     if let Aim::FinishAt(after) = timed.aim {
         options.finish_in = Some(TO_T0 + after);
     }
