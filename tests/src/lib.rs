@@ -11,6 +11,7 @@ pub mod dirty_check;
 pub mod dirty_count;
 pub mod disk;
 pub mod disk_check;
+pub mod events;
 pub mod guest;
 pub mod image_bench;
 pub mod monitor;

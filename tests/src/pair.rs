@@ -51,6 +51,8 @@ pub struct PairOptions {
     pub source: SideOptions,
     /// `pacer dest`.
     pub destination: SideOptions,
+    /// `--finish-at` for `pacer source`: so long after it is started.
+    pub finish_in: Option<Duration>,
     /// UDP port that `pacer source` connects to in place of the destination's:
     /// a link emulator's.
     pub connect_port: Option<u16>,
@@ -74,6 +76,7 @@ impl PairOptions {
             incoming_defer: false,
             source: SideOptions::default(),
             destination: SideOptions::default(),
+            finish_in: None,
             connect_port: None,
             quic_port: None,
             settle: Duration::ZERO,
@@ -106,6 +109,8 @@ pub struct Pair {
     pub destination: Vm,
     /// TCP port at which `pacer source` waits for QEMU.
     pub source_port: u16,
+    /// What `--finish-at` is, if it was given.
+    pub finish_at: Option<jiff::Timestamp>,
     guest: Guest,
     identities: [Identity; 2],
     folder: TempDir,
@@ -162,6 +167,13 @@ impl Pair {
             .args(["--connect", &connect, "--report"])
             .arg(folder.path().join("report"));
         add_side(&mut command, &options.source, &source);
+        let finish_at = match options.finish_in {
+            Some(after) => Some(jiff::Timestamp::now().checked_add(after)?),
+            None => None,
+        };
+        if let Some(finish_at) = finish_at {
+            command.args(["--finish-at", &finish_at.to_string()]);
+        }
         let source_agent = Agent::spawn(command, options.output, options.vm.own_group)?;
 
         let guest = options.vm.guest.clone();
@@ -171,6 +183,7 @@ impl Pair {
             source,
             destination,
             source_port,
+            finish_at,
             guest,
             identities,
             folder,

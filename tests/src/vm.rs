@@ -138,6 +138,13 @@ impl Vm {
         self.folder.path().join("pacer.qmp")
     }
 
+    /// The QMP socket that is left to who listens to its events
+    /// ([`crate::events`]).
+    #[must_use]
+    pub fn events_qmp(&self) -> PathBuf {
+        self.folder.path().join("events.qmp")
+    }
+
     /// The human monitor's socket.
     #[must_use]
     pub fn hmp_path(&self) -> PathBuf {
@@ -384,6 +391,7 @@ fn command(options: &VmOptions, folder: &Path) -> Result<Command> {
     for (name, mode) in [
         ("pacer.qmp", "control"),
         ("test.qmp", "control"),
+        ("events.qmp", "control"),
         ("hmp", "readline"),
     ] {
         let path = folder.join(name).display().to_string();

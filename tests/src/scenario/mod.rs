@@ -1,9 +1,14 @@
-//! Guests to be moved for the sake of the forecast: kinds of them, whose
-//! parameters are drawn from a seed, and how one is moved.
+//! Guests to be moved for the sake of the benchmarks: kinds of them, whose
+//! parameters are drawn from a seed, and how one is moved: at a rate ([`run`]), to
+//! a deadline ([`timed`]), and by QEMU alone ([`plain`]).
 
 mod bare;
+pub mod change;
+pub mod plain;
 mod program;
 pub mod run;
+pub mod sides;
+pub mod timed;
 
 use std::time::Duration;
 

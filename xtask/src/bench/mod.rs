@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: figures, the runs behind them, and whether the targets
 //! hold.
 
+mod deadline;
 mod forecast;
 mod machine;
 mod probe;
 mod record;
+mod seed;
 mod statistics;
 mod target;
 
@@ -35,8 +37,8 @@ pub(crate) struct Bench {
     /// Draws the scenarios' parameters
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How often each measurement is repeated; for `forecast`, whose runs add up
-    /// over many starts, how many are made in this one
+    /// How often each measurement is repeated; for `forecast` and `deadline`, whose
+    /// runs add up over many starts, how many are made in this one
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
     /// Only rows of the table whose text contains this
@@ -56,7 +58,7 @@ enum Name {
     Probe,
     /// Forecasts against what came
     Forecast,
-    /// Arrivals at the deadline (not built yet)
+    /// Arrivals at the deadline
     Deadline,
     /// Faults at every step (not built yet)
     Faults,
@@ -156,6 +158,11 @@ impl Measured {
             Name::Forecast => Some(Self {
                 name: "forecast",
                 run: forecast::run,
+                adds_up: true,
+            }),
+            Name::Deadline => Some(Self {
+                name: "deadline",
+                run: deadline::run,
                 adds_up: true,
             }),
             _ => None,

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use fastrand::Rng;
 use pacer_tests::scenario::run::GIVE_UP;
 use pacer_tests::scenario::{KINDS, Scenario, run};
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Collected, Journey};
 use crate::bench::Plan;
 use crate::bench::record::Records;
+use crate::bench::seed::rng;
 
 const ROW: &str = "forecast";
 /// Every kind four times: more than 100 of guests that arrive and do not
@@ -48,15 +48,6 @@ pub(super) fn collect(plan: &Plan, records: &mut Records) -> Result<Collected> {
     }
     collected.failed = records.failed(ROW);
     Ok(collected)
-}
-
-/// The same for the same seed and index.
-fn rng(seed: u64, index: usize) -> Rng {
-    let mut rng = Rng::with_seed(seed);
-    for _ in 0..index {
-        rng.u64(..);
-    }
-    rng.fork()
 }
 
 fn measure(scenario: &Scenario, pacer: &Path, trace: &PathBuf) -> Result<Value> {
