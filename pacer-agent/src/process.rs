@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// How often a process is looked at that may end.
 const ALIVE_POLL: Duration = Duration::from_millis(50);
+const GONE_POLL: Duration = Duration::from_millis(2);
 
 /// Which process, proof against a pid that was given to another meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,38 @@ impl ProcessId {
     pub async fn ended(self) {
         while self.is_alive() {
             tokio::time::sleep(ALIVE_POLL).await;
+        }
+    }
+
+    /// Whether the process, with all its threads, is certainly gone; waits for
+    /// that no longer than `timeout`.
+    pub async fn is_gone_within(self, timeout: Duration) -> bool {
+        let gone = async {
+            while !self.is_gone() {
+                tokio::time::sleep(GONE_POLL).await;
+            }
+        };
+        tokio::time::timeout(timeout, gone).await.is_ok()
+    }
+
+    /// A process whose first thread is a zombie may have others that still run.
+    fn is_gone(self) -> bool {
+        let ended = |state: char| matches!(state, 'Z' | 'X');
+        let gone = open(self.pid).and_then(|process| {
+            if process.stat()?.starttime != self.start_ticks {
+                return Ok(true);
+            }
+            for task in process.tasks()? {
+                if !ended(task?.stat()?.state) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        });
+        match gone {
+            Ok(gone) => gone,
+            // A thread that ended meanwhile is looked for again.
+            Err(_) => matches!(open(self.pid), Err(ProcError::NotFound(_))),
         }
     }
 
@@ -192,6 +225,21 @@ mod tests {
             ..own
         };
         assert!(!earlier.is_alive());
+    }
+
+    #[tokio::test]
+    async fn only_a_process_that_has_ended_is_gone() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let process = ProcessId::of(child.id()).unwrap();
+        assert!(!process.is_gone_within(Duration::from_millis(1)).await);
+        child.kill().unwrap();
+        // Not reaped yet: gone all the same.
+        assert!(process.is_gone_within(Duration::from_secs(10)).await);
+        child.wait().unwrap();
+        assert!(process.is_gone_within(Duration::ZERO).await);
     }
 
     #[test]
