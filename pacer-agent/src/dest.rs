@@ -19,7 +19,7 @@ use crate::exit::{Exit, Failure};
 use crate::fault;
 use crate::handover::destination::Destination;
 use crate::identity::Identity;
-use crate::journal::{Reach, Step};
+use crate::journal::{Reach, Step, directory, of_supervisor};
 use crate::metrics::Metrics;
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
@@ -30,12 +30,15 @@ use crate::relay::frame::{DestinationState, Message};
 use crate::relay::gate::Gate;
 use crate::relay::tls::PinnedPeer;
 use crate::shutdown::Signals;
+use crate::supervisor;
 
 /// How long the peer has to take what was said last.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the source has to say that nothing more will come.
 const DONE_TIMEOUT: Duration = Duration::from_secs(10);
 const REMIND: Duration = Duration::from_secs(30);
+/// While nobody is connected QEMU is looked at this often.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The connection in use.
 struct Link {
@@ -78,6 +81,11 @@ struct Dest {
 ///
 /// If nothing could be started.
 pub async fn run(args: DestArgs, signals: &mut Signals) -> Result<Exit, Failure> {
+    if supervisor::is_recovering()
+        && let Some(exit) = ended_meanwhile()
+    {
+        return Ok(exit);
+    }
     let identity = Identity::load(&args.agent.identity).map_err(anyhow::Error::new)?;
     let reach = Reach::new(&args.listen, &args.agent.identity, args.agent.peer);
     let pinned = PinnedPeer::new(args.agent.peer);
@@ -147,6 +155,21 @@ pub async fn finish(
     Ok(exit)
 }
 
+/// How it ended, if the QEMU of the agent that died before this one is gone.
+fn ended_meanwhile() -> Option<Exit> {
+    let supervisor = supervisor::process()?;
+    let (_, entry) = of_supervisor(&directory(), supervisor).pop()?;
+    if entry.qemu.is_alive() {
+        return None;
+    }
+    tracing::error!(step = ?entry.step, "the agent died, and the destination's QEMU has ended");
+    Some(match entry.step {
+        Step::Running => Exit::Success,
+        Step::Committed => Exit::GuestEnded,
+        _ => Exit::Returned,
+    })
+}
+
 impl Dest {
     fn new(
         destination: Destination,
@@ -202,6 +225,11 @@ impl Dest {
         ));
         let mut remind = tokio::time::interval(REMIND);
         remind.reset();
+        let mut look = tokio::time::interval(LOOK);
+        if let Some(name) = supervisor::asked() {
+            // The agent that died was asked to end.
+            return self.handle_signal(name).await;
+        }
         let exit = loop {
             let due = self.due();
             let exit = tokio::select! {
@@ -211,6 +239,7 @@ impl Dest {
                     self.remind().await;
                     None
                 }
+                _ = look.tick() => self.look().await,
                 exit = out_of_patience(due) => Some(exit),
             };
             self.metrics.set_bytes(self.shared.counters.snapshot());
@@ -482,11 +511,30 @@ impl Dest {
                 );
                 Exit::Stopped
             }
-            _ if self.under_way => {
+            state
+                if self.under_way
+                    || (self.destination.attempt().is_some()
+                        && matches!(state, DestinationState::Failed { .. })) =>
+            {
                 self.fail("the destination's agent was told to end").await;
                 Exit::Returned
             }
             _ => Exit::NotStarted,
+        }
+    }
+
+    /// A QEMU whose migration failed while no agent was there is of no more use.
+    async fn look(&mut self) -> Option<Exit> {
+        if self.link.is_some() || self.destination.step() != Some(Step::Ready) {
+            return None;
+        }
+        self.destination.attempt()?;
+        match self.destination.state().await {
+            DestinationState::Failed { reason } => {
+                tracing::warn!(reason, "the migration broke; the guest stays at the source");
+                self.fail(&reason).await
+            }
+            _ => None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! over, or when the migration cannot complete.
 
 mod begin;
+mod draft;
 mod end;
 mod inbox;
 mod record;
@@ -57,6 +58,12 @@ enum End {
     Cancelled(String),
     /// Pacer refuses this migration: the guest runs at the source.
     Refused(String),
+    /// The guest stands still at the source for a reason of its own.
+    #[allow(
+        dead_code,
+        reason = "the events that end so are told by the monitor's watch"
+    )]
+    Stopped(String),
     /// The guest ended by itself.
     GuestEnded,
     /// QEMU ended, and the guest with it.
@@ -117,6 +124,7 @@ pub struct Driver {
     events: UnboundedSender<Event>,
     inbox: UnboundedReceiver<Event>,
     tasks: JoinSet<()>,
+    draft: draft::Draft,
 }
 
 impl Driver {
@@ -165,6 +173,7 @@ impl Driver {
             events,
             inbox,
             tasks,
+            draft: draft::Draft::default(),
         }
     }
 
@@ -251,6 +260,7 @@ impl Driver {
             return Some(end);
         }
         self.record.show(&self.session, now);
+        self.keep_draft(now);
         self.check_due(now).await
     }
 

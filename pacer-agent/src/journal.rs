@@ -13,6 +13,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::identity::Fingerprint;
+use crate::pacing::time::Time;
 use crate::process::ProcessId;
 use crate::relay::frame::Handover;
 
@@ -84,6 +85,39 @@ pub struct Entry {
     pub continue_guest: bool,
     /// QEMU's settings as they were before Pacer changed them.
     pub saved: Value,
+    /// What the agent that is started after this one has died goes on with.
+    #[serde(default)]
+    pub recovery: Recovery,
+}
+
+/// What the next agent of the same supervisor must know beside the handover.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The supervisor of the agent that wrote this, if it had one.
+    pub supervisor: Option<ProcessId>,
+    /// Source: t0, in ns of the monotonic clock.
+    pub t0_ns: u64,
+    /// Source: the steps so far, by the same clock.
+    pub steps: Vec<(u64, String)>,
+}
+
+impl Recovery {
+    /// Of this process, whose migration began at `t0`.
+    #[must_use]
+    pub fn own(t0: Time) -> Self {
+        Self {
+            supervisor: crate::supervisor::process(),
+            t0_ns: t0.as_nanos(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Adds a step, if it is not the last one already.
+    pub fn step(&mut self, name: &str, at: Time) {
+        if self.steps.last().is_none_or(|(_, last)| last != name) {
+            self.steps.push((at.as_nanos(), name.to_owned()));
+        }
+    }
 }
 
 /// Why nothing can be remembered. A handover is not begun without.
@@ -113,17 +147,51 @@ pub fn directory() -> PathBuf {
         .join("pacer")
 }
 
-/// Forgets the QEMUs that are gone.
+/// Forgets the QEMUs that are gone, and the control sockets of agents that are.
 pub fn sweep(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
     };
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        if process_of(&path).is_some_and(|qemu| !qemu.is_alive()) {
+        let is_stale = match process_of(&path) {
+            Some(qemu) => !qemu.is_alive(),
+            None => control_socket_of(&path).is_some_and(|pid| ProcessId::of(pid).is_err()),
+        };
+        if is_stale {
             // A leftover is never read again: the next process has another name.
             let _ = fs::remove_file(&path);
         }
     }
+}
+
+/// The agent whose control socket (`source-PID.ctl`) this is.
+fn control_socket_of(path: &Path) -> Option<u32> {
+    if path.extension()? != "ctl" {
+        return None;
+    }
+    path.file_stem()?.to_str()?.rsplit_once('-')?.1.parse().ok()
+}
+
+/// The journals of QEMUs that were in the hands of agents of `supervisor`.
+#[must_use]
+pub fn of_supervisor(directory: &Path, supervisor: ProcessId) -> Vec<(Journal, Entry)> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "json")
+        })
+        .filter_map(|path| {
+            let journal = Journal { path };
+            // What cannot be read was not written by such an agent.
+            let entry = journal.read().ok().flatten()?;
+            (entry.recovery.supervisor == Some(supervisor)).then_some((journal, entry))
+        })
+        .collect()
 }
 
 /// The process that a journal's name speaks of.
@@ -183,6 +251,29 @@ impl Journal {
             .map_err(failed)
     }
 
+    /// Forgets what is remembered.
+    ///
+    /// # Errors
+    ///
+    /// If it is there and cannot be removed.
+    pub fn remove(&self) -> Result<(), JournalError> {
+        let _ = fs::remove_file(self.report_path());
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(JournalError {
+                path: self.path.clone(),
+                what: "removed",
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the report as far as it goes is kept, beside the journal.
+    #[must_use]
+    pub fn report_path(&self) -> PathBuf {
+        self.path.with_extension("report")
+    }
+
     /// What is remembered, if anything.
     ///
     /// # Errors
@@ -229,6 +320,7 @@ mod tests {
             handover: Handover::Pacer,
             continue_guest: true,
             saved: Value::Null,
+            recovery: Recovery::default(),
         };
         for step in [Step::Start, Step::Committing, Step::Done] {
             entry.step = step;
@@ -251,6 +343,59 @@ mod tests {
         }
         sweep(home.path());
         assert_eq!(paths.map(|path| path.exists()), [true, false]);
+    }
+
+    #[test]
+    fn control_sockets_of_dead_agents_are_swept() {
+        let home = tempfile::tempdir().unwrap();
+        let own = home
+            .path()
+            .join(format!("source-{}.ctl", std::process::id()));
+        let dead = home.path().join("source-4194304.ctl");
+        let other = home.path().join("source-x.ctl");
+        for path in [&own, &dead, &other] {
+            fs::write(path, "").unwrap();
+        }
+        sweep(home.path());
+        assert!(own.exists() && other.exists() && !dead.exists());
+    }
+
+    #[test]
+    fn the_journals_of_a_supervisor_are_found_and_forgotten() {
+        let home = tempfile::tempdir().unwrap();
+        let mut entry = Entry {
+            attempt: Uuid::from_u128(1),
+            step: Step::Start,
+            qemu: ProcessId {
+                pid: 7,
+                start_ticks: 9,
+            },
+            reach: Reach {
+                address: "[::1]:4433".to_owned(),
+                identity: "/etc/pacer".into(),
+                peer: "sha256:".to_owned(),
+            },
+            handover: Handover::Pacer,
+            continue_guest: true,
+            saved: Value::Null,
+            recovery: Recovery::default(),
+        };
+        let supervisor = |pid| ProcessId {
+            pid,
+            start_ticks: 1,
+        };
+        for (pid, parent) in [(7, Some(70)), (8, None), (9, Some(90))] {
+            entry.qemu.pid = pid;
+            entry.recovery.supervisor = parent.map(supervisor);
+            let journal = Journal::of(home.path(), entry.qemu).unwrap();
+            journal.write(&entry).unwrap();
+        }
+        let found = of_supervisor(home.path(), supervisor(90));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1.qemu.pid, 9);
+        found[0].0.remove().unwrap();
+        found[0].0.remove().unwrap();
+        assert!(of_supervisor(home.path(), supervisor(90)).is_empty());
     }
 
     #[test]

@@ -34,5 +34,6 @@ pub mod shutdown;
 pub mod simulate;
 pub mod source;
 pub mod stream;
+pub mod supervisor;
 pub mod trace;
 pub mod units;

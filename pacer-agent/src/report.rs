@@ -259,13 +259,24 @@ impl Report {
     ///
     /// What the system says, for instance a full disk.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        write_json(self, path)
+    }
+}
+
+/// Writes `value` to `path` as JSON, wholly or not at all.
+///
+/// # Errors
+///
+/// What the system says, for instance a full disk.
+pub fn write_json(value: &impl Serialize, path: &Path) -> std::io::Result<()> {
+    {
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
         let draft = directory.join(format!(".pacer-report-{}", std::process::id()));
         let written = std::fs::File::create(&draft).and_then(|mut file| {
-            serde_json::to_writer_pretty(&mut file, self)?;
+            serde_json::to_writer_pretty(&mut file, value)?;
             file.write_all(b"\n")?;
             file.sync_all()
         });

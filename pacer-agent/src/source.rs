@@ -12,6 +12,7 @@ use crate::config::Wish;
 use crate::driver::Driver;
 use crate::exit::{Exit, Failure};
 use crate::fault;
+use crate::handover::earlier;
 use crate::http;
 use crate::identity::Identity;
 use crate::journal::{Journal, Reach, directory, sweep};
@@ -83,7 +84,11 @@ pub async fn run(args: SourceArgs, signals: &mut Signals) -> Result<Exit, Failur
     let metrics = Arc::new(Metrics::new("source").map_err(anyhow::Error::new)?);
     let _server = http::serve_if(args.agent.metrics.as_deref(), &metrics).await?;
     let monitored = match &args.qmp {
-        Some(path) => Some(inspect(path, args.pid).await?),
+        Some(path) => {
+            let monitored = inspect(path, args.pid).await?;
+            earlier::settle(&monitored.qmp, monitored.qemu, path).await?;
+            Some(monitored)
+        }
         None => None,
     };
     let qemu = match (&monitored, args.pid) {

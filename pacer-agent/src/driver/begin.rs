@@ -14,7 +14,7 @@ use crate::cli::OnInfeasible;
 use crate::clock;
 use crate::exit::Failure;
 use crate::fault;
-use crate::journal::{Entry, Journal, Step, directory};
+use crate::journal::{Entry, Journal, Recovery, Step, directory};
 use crate::link::{Link, Ready};
 use crate::measure::{self, Measurer};
 use crate::pacing::measuring;
@@ -265,7 +265,8 @@ impl Driver {
             return Ok(());
         };
         let (qmp, qemu) = (monitored.qmp.clone(), monitored.qemu);
-        let running = monitored.was_running;
+        // Not as it was before the measurement: a person may have paused it since.
+        let running = qmp.status().await.map_err(anyhow::Error::new)?.running;
         let uri = self
             .prepared
             .listener
@@ -326,6 +327,7 @@ impl Driver {
             handover: self.prepared.ready.handover,
             continue_guest,
             saved,
+            recovery: Recovery::own(self.record.t0),
         };
         journal.write(&entry).map_err(anyhow::Error::new)?;
         self.journal = Some((journal, entry));

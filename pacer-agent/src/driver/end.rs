@@ -8,8 +8,8 @@ use super::{Driver, End};
 use crate::cli::SourceAfter;
 use crate::clock;
 use crate::exit::Exit;
-use crate::handover::continue_guest;
 use crate::handover::source::{Completed, Ended, quit_source};
+use crate::handover::{continue_guest, has_completed, is_broken, is_left_by_migration};
 use crate::journal::Step;
 use crate::pacing::sample::Sample;
 use crate::pacing::time::Time;
@@ -24,6 +24,8 @@ use crate::units::{show_bytes, show_seconds};
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 const ANSWER: Duration = Duration::from_secs(1);
+/// How long the destination is looked for that is to give up the guest.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Driver {
     /// Ends what began, and says how.
@@ -38,16 +40,14 @@ impl Driver {
                 self.conclude(Outcome::Returned, Some(reason));
                 return Exit::Refused;
             }
+            End::Stopped(reason) => self.stay_stopped(reason).await,
             End::GuestEnded => {
+                self.keep_stopped().await;
                 self.tell_abort("the guest ended").await;
                 let reason = "the guest ended by itself".to_owned();
                 (Outcome::GuestEnded, Some(reason))
             }
-            End::Lost => {
-                self.tell_abort("the source's QEMU ended").await;
-                let reason = "the source's QEMU ended before the destination had the guest";
-                (Outcome::Lost, Some(reason.to_owned()))
-            }
+            End::Lost => self.source_gone("the source's QEMU ended").await,
             End::Unclear(reason) => (Outcome::Stopped, Some(unclear(&reason))),
         };
         let exit = self.conclude(outcome, reason);
@@ -64,37 +64,136 @@ impl Driver {
         let stopped_at = self.switchover.stopped_at.unwrap_or(completed_at);
         self.tell(Sample::Stopped, stopped_at);
         self.observe(completed_at);
-        let Some((journal, mut entry)) = self.journal.take() else {
-            return (Outcome::Stopped, Some(unclear("its process was not found")));
-        };
-        entry.continue_guest &= !self.paused;
+        match self.ask_destination(false).await {
+            Some(Ended::Arrived { at }) => {
+                self.arrive(stopped_at, at).await;
+                (Outcome::Completed, None)
+            }
+            Some(Ended::Returned { reason }) => {
+                let saved = self.saved();
+                self.put_back(&saved).await;
+                (Outcome::Returned, Some(reason))
+            }
+            Some(Ended::Lost { reason }) => (Outcome::Lost, Some(reason)),
+            Some(Ended::Stopped { message }) => (Outcome::Stopped, Some(message)),
+            None => (Outcome::Stopped, Some(unclear("its process was not found"))),
+        }
+    }
+
+    /// The handover from `completed` on or, where the source's QEMU `is_gone`, to a
+    /// destination that may have loaded the guest. `None` without a journal.
+    async fn ask_destination(&mut self, is_gone: bool) -> Option<Ended> {
+        let (journal, mut entry) = self.journal.clone()?;
+        for step in &self.record.report.handover {
+            let at = self.record.t0 + Duration::from_secs_f64(step.at_seconds.max(0.0));
+            entry.recovery.step(&step.step, at);
+        }
         let record = &mut self.record;
-        let mut on_step = |name: &str, at: Time| record.step(name, at);
+        let on_step = Box::new(|name: &str, at: Time| record.step(name, at));
         let monitored = self.prepared.monitored.as_ref();
-        let ended = Completed {
+        let completed = Completed {
             link: self.link.take(),
             qmp: monitored.map(|monitored| &monitored.qmp),
             qemu: entry.qemu,
             journal: &journal,
-            entry: entry.clone(),
+            entry,
             status_timeout: self.prepared.args.switchover_timeout,
             commit_timeout: self.prepared.args.agent.outage_budget,
             asked_to_end: &self.asked_to_end,
-            on_step: &mut on_step,
+            on_step,
+        };
+        Some(match is_gone {
+            true => completed.inherit().await,
+            false => completed.finish().await,
+        })
+    }
+
+    /// The source's QEMU has ended, and not because its guest did: what the
+    /// destination has loaded by then is the guest.
+    async fn source_gone(&mut self, reason: &str) -> (Outcome, Option<String>) {
+        if self.guest_ended {
+            self.tell_abort("the guest ended").await;
+            return (Outcome::GuestEnded, Some(reason.to_owned()));
         }
-        .finish()
-        .await;
-        match ended {
-            Ended::Arrived { at } => {
-                self.arrive(stopped_at, at).await;
+        let lost = format!("{reason} before the destination had the guest");
+        let Some(qemu) = self.prepared.qemu else {
+            return (Outcome::Stopped, Some(unclear(reason)));
+        };
+        if !qemu.is_gone_within(RESUME_TIMEOUT).await {
+            return (Outcome::Stopped, Some(unclear(reason)));
+        }
+        if !self.under_way {
+            self.tell_abort(reason).await;
+            return (Outcome::Lost, Some(lost));
+        }
+        self.shared.abort.cancel();
+        let stopped_at = self.switchover.stopped_at;
+        match self.ask_destination(true).await {
+            Some(Ended::Arrived { at }) => {
+                self.arrive(stopped_at.unwrap_or(at), at).await;
+                tracing::warn!("{reason}; the destination had the guest, which goes on there");
                 (Outcome::Completed, None)
             }
-            Ended::Returned { reason } => {
-                self.put_back(&entry.saved).await;
-                (Outcome::Returned, Some(reason))
+            Some(Ended::Stopped { message }) => (Outcome::Stopped, Some(message)),
+            Some(Ended::Lost { reason } | Ended::Returned { reason }) => {
+                (Outcome::Lost, Some(format!("{lost} ({reason})")))
             }
-            Ended::Stopped { message } => (Outcome::Stopped, Some(message)),
+            None => (Outcome::Stopped, Some(unclear(reason))),
         }
+    }
+
+    /// The guest stands still at the source, for a reason of its own: a person
+    /// mends that and continues it.
+    async fn stay_stopped(&mut self, reason: String) -> (Outcome, Option<String>) {
+        self.keep_stopped().await;
+        self.tell_abort(&reason).await;
+        let pid = self.prepared.qemu.map(|qemu| qemu.pid).unwrap_or_default();
+        let remedy = format!(
+            "the guest is whole at the source, in process {pid}: mend that, then type `cont` in \
+             its monitor"
+        );
+        (Outcome::Stopped, Some(format!("{reason}; {remedy}")))
+    }
+
+    /// Leaves a QEMU that lives on as it was before, but for its guest, which
+    /// does not go on: neither now nor by `pacer resolve`.
+    async fn keep_stopped(&mut self) {
+        self.shared.abort.cancel();
+        let Some(monitored) = &self.prepared.monitored else {
+            return;
+        };
+        let qmp = monitored.qmp.clone();
+        let until = clock::now() + RESUME_TIMEOUT;
+        while qmp.migration().await.is_ok_and(|info| info.is_under_way()) && clock::now() < until {
+            tokio::time::sleep(POLL).await;
+        }
+        if !monitored.qemu.is_alive() {
+            return;
+        }
+        if let Some((_, entry)) = &mut self.journal {
+            entry.continue_guest = false;
+        }
+        self.journal_returned();
+        let saved = self.saved();
+        self.put_back(&saved).await;
+    }
+
+    /// Somebody paused the guest, or continued it: it arrives, or stays, so.
+    pub(super) fn on_pause_changed(&mut self, paused: bool) {
+        self.paused = paused;
+        if let Some((journal, entry)) = &mut self.journal
+            && entry.continue_guest == paused
+        {
+            entry.continue_guest = !paused;
+            if let Err(error) = journal.write(entry) {
+                tracing::warn!(%error, "the journal does not know whether the guest is paused");
+            }
+        }
+    }
+
+    fn saved(&self) -> serde_json::Value {
+        let entry = self.journal.as_ref().map(|(_, entry)| entry);
+        entry.map_or(serde_json::Value::Null, |entry| entry.saved.clone())
     }
 
     async fn arrive(&mut self, stopped_at: Time, at: Time) {
@@ -134,22 +233,18 @@ impl Driver {
         };
         let qemu = monitored.qemu;
         let qmp = monitored.qmp.clone();
-        let should_run = monitored.was_running && !self.paused;
-        match resumed(&qmp, should_run).await {
+        let Some((_, entry)) = &self.journal else {
+            // Nothing has begun: the guest is as it was.
+            self.tell_abort(&reason).await;
+            return (outcome, Some(reason));
+        };
+        match resumed(&qmp, entry.continue_guest).await {
             Resumed::Yes => {}
             // It completed at the last moment after all.
             Resumed::Completed => return Box::pin(self.hand_over()).await,
             Resumed::No(_) if !qemu.is_alive() => {
-                self.tell_abort("the source's QEMU ended").await;
-                let outcome = if self.guest_ended {
-                    Outcome::GuestEnded
-                } else {
-                    Outcome::Lost
-                };
-                return (
-                    outcome,
-                    Some(format!("{reason}; and the source's QEMU has ended")),
-                );
+                let reason = format!("{reason}; and the source's QEMU has ended");
+                return self.source_gone(&reason).await;
             }
             Resumed::No(error) => {
                 let message = format!(
@@ -160,11 +255,9 @@ impl Driver {
             }
         }
         self.journal_returned();
+        let saved = self.saved();
+        self.put_back(&saved).await;
         self.tell_abort(&reason).await;
-        let saved = self.journal.as_ref().map(|(_, entry)| entry.saved.clone());
-        if let Some(saved) = saved {
-            self.put_back(&saved).await;
-        }
         (outcome, Some(reason))
     }
 
@@ -193,17 +286,40 @@ impl Driver {
         }
     }
 
+    /// The destination may hold what it has loaded for ever if it does not hear
+    /// this: it is looked for if it may have loaded something.
     async fn tell_abort(&mut self, reason: &str) {
-        let Some(mut link) = self.link.take() else {
+        let link = self.link.take();
+        let Some((journal, entry)) = &self.journal else {
+            if let Some(mut link) = link {
+                let abort = Message::Abort {
+                    attempt: self.prepared.attempt,
+                    reason: reason.to_owned(),
+                };
+                let _ = link.ask(&abort, ANSWER).await;
+                link.close().await;
+            }
             return;
         };
-        let abort = Message::Abort {
-            attempt: self.prepared.attempt,
-            reason: reason.to_owned(),
+        let patience = match self.under_way {
+            true => ABORT_TIMEOUT,
+            false => Duration::ZERO,
         };
-        // The destination notices by itself if it does not hear it.
-        let _ = link.ask(&abort, ANSWER).await;
-        link.close().await;
+        if link.is_none() && !self.under_way {
+            return;
+        }
+        let asking = Completed {
+            link,
+            qmp: None,
+            qemu: entry.qemu,
+            journal,
+            entry: entry.clone(),
+            status_timeout: ANSWER,
+            commit_timeout: ANSWER,
+            asked_to_end: &self.asked_to_end,
+            on_step: Box::new(|_, _| {}),
+        };
+        asking.abort(reason, patience).await;
     }
 
     /// The report and the words at the end.
@@ -240,9 +356,16 @@ async fn resumed(qmp: &Qmp, should_run: bool) -> Resumed {
     loop {
         let now = clock::now();
         match (qmp.migration().await, qmp.status().await) {
-            (Ok(info), _) if info.is("completed") => return Resumed::Completed,
+            (Ok(info), Ok(status)) if has_completed(&info, &status) => return Resumed::Completed,
             (Ok(info), _) if info.is_under_way() && now < until => {}
-            (_, Ok(status)) if status.running || !should_run => return Resumed::Yes,
+            (_, Ok(status)) if status.running => return Resumed::Yes,
+            (_, Ok(status)) if is_broken(&status) => {
+                return Resumed::No(format!("its state is `{}`", status.status));
+            }
+            (_, Ok(status)) if !should_run || !is_left_by_migration(&status) => {
+                // It was paused by a person, not by the migration.
+                return Resumed::Yes;
+            }
             (Err(error), _) | (_, Err(error)) if now >= until => {
                 return Resumed::No(error.to_string());
             }

@@ -1,6 +1,7 @@
 //! What the loop does about what it hears, until the source completes or the
 //! migration cannot.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::begin::log_stranger;
@@ -107,9 +108,10 @@ impl Driver {
         tracing::debug!(name = event.name, data = %event.data, "QEMU's event");
         match event.name.as_str() {
             "STOP" if self.under_way && !self.guest_ended => self.on_stop(now),
-            "RESUME" => self.paused = false,
+            "STOP" if !self.under_way => self.on_pause_changed(true),
+            "RESUME" => self.on_pause_changed(false),
             "MIGRATION_PASS" => self.next_progress = now,
-            "SHUTDOWN" => {
+            "SHUTDOWN" if event.data.get("guest") == Some(&true.into()) => {
                 tracing::warn!("the guest itself ends");
                 self.guest_ended = true;
                 return self.cancel(End::GuestEnded, now).await;
@@ -147,7 +149,8 @@ impl Driver {
                 let reason = info.error_desc.clone();
                 Some(self.ended(reason.as_deref().unwrap_or("QEMU does not say why")))
             }
-            Some("completed") => Some(End::Completed),
+            // Before that it is the one that brought the guest here.
+            Some("completed") if self.under_way => Some(End::Completed),
             _ => None,
         }
     }
@@ -194,7 +197,7 @@ impl Driver {
     /// It was not the switchover: somebody paused the guest. It arrives paused.
     fn on_paused(&mut self, now: Time) {
         tracing::info!("the guest was paused; the migration goes on, and it will arrive paused");
-        self.paused = true;
+        self.on_pause_changed(true);
         self.switchover.stopped_at = None;
         self.switchover.due = None;
         if let Some(rate) = self.session.rate() {
@@ -311,6 +314,7 @@ impl Driver {
     pub(super) async fn handle_signal(&mut self, name: &str, now: Time) -> Option<End> {
         if self.switchover.stopped_at.is_some() {
             tracing::warn!("{name}: the guest is being handed over; ending after that");
+            self.asked_to_end.store(true, Ordering::Relaxed);
             return None;
         }
         tracing::info!("{name}: cancelling; the guest stays at the source");

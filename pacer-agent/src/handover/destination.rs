@@ -1,22 +1,27 @@
 //! The destination's half of the handover: P0 and P5.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ContinueError, continue_guest, end_qemu};
+use super::{ContinueError, continue_guest, end_qemu, reconnect};
 use crate::address::Address;
+use crate::clock;
 use crate::exit::Failure;
 use crate::fault;
-use crate::journal::{Entry, Journal, JournalError, Reach, Step, directory, sweep};
+use crate::journal::{Entry, Journal, JournalError, Reach, Recovery, Step, directory, sweep};
 use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
 use crate::relay::frame::{DestinationState, Handover, Message};
+use crate::supervisor;
 
 /// What a paused destination would announce at load steals the guest's
 /// traffic if the handover is then aborted; announced after `cont` instead.
 const ANNOUNCE_ROUNDS: &str = "announce-rounds";
+/// QEMU's monitor is not answered while the guest's last memory is loaded.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 
 /// The destination's QEMU and what is remembered of it.
 #[derive(Debug)]
@@ -83,6 +88,12 @@ impl Destination {
                 );
                 control.finish_committed().await?;
             } else {
+                // Remembered before anything of QEMU's is changed.
+                let reach = destination.reach.clone();
+                control.saved = control.before().await.map_err(anyhow::Error::new)?;
+                control
+                    .journal_new(Uuid::nil(), reach)
+                    .map_err(anyhow::Error::new)?;
                 control.set_up(handover, forward).await?;
             }
         }
@@ -228,6 +239,13 @@ impl Destination {
         }
     }
 
+    /// The guest is seen running here.
+    pub fn mark_running(&mut self) {
+        if let Some(control) = &mut self.control {
+            control.journal_running();
+        }
+    }
+
     /// A person says that the source is certainly gone: the guest is ours.
     ///
     /// # Errors
@@ -237,7 +255,12 @@ impl Destination {
         let Some(attempt) = self.attempt() else {
             return Err("there is no attempt to finish".to_owned());
         };
-        match self.commit(attempt, true).await {
+        let entry = self
+            .control
+            .as_ref()
+            .and_then(|control| control.entry.as_ref());
+        let continue_guest = entry.is_none_or(|entry| entry.continue_guest);
+        match self.commit(attempt, continue_guest).await {
             Message::Running { .. } => {
                 self.settle().await;
                 Ok(())
@@ -250,7 +273,13 @@ impl Destination {
 
 impl Control {
     async fn open(path: &Path) -> Result<Self, Failure> {
-        let qmp = Qmp::connect(path).await.map_err(anyhow::Error::new)?;
+        let patience = match supervisor::is_recovering() {
+            true => TAKE_OVER,
+            false => Duration::ZERO,
+        };
+        let qmp = reconnect(path, None, patience)
+            .await
+            .map_err(anyhow::Error::new)?;
         let pid = crate::qmp::owner(path).map_err(anyhow::Error::new)?;
         let qemu = ProcessId::of(pid).map_err(anyhow::Error::new)?;
         sweep(&directory());
@@ -269,23 +298,45 @@ impl Control {
     }
 
     fn attempt(&self) -> Option<Uuid> {
-        Some(self.entry.as_ref()?.attempt)
+        let attempt = self.entry.as_ref()?.attempt;
+        // Prepared, and no source has come yet.
+        (!attempt.is_nil()).then_some(attempt)
+    }
+
+    /// QEMU's settings before Pacer changed them: an earlier agent may have.
+    async fn before(&self) -> Result<Value, QmpError> {
+        match &self.entry {
+            Some(entry) if entry.step == Step::Ready && !self.saved.is_null() => {
+                Ok(self.saved.clone())
+            }
+            _ => {
+                let parameters = self.qmp.parameters().await?;
+                Ok(json!({ ANNOUNCE_ROUNDS: parameters.get(ANNOUNCE_ROUNDS) }))
+            }
+        }
     }
 
     /// An earlier agent had this QEMU in hand and had not given it up.
     fn taken_over(&self) -> bool {
-        self.entry.as_ref().is_some_and(|entry| {
-            matches!(entry.step, Step::Committed | Step::Running | Step::Ready)
+        self.entry.as_ref().is_some_and(|entry| match entry.step {
+            Step::Committed | Step::Running => true,
+            Step::Ready => !entry.attempt.is_nil(),
+            _ => false,
         })
     }
 
-    /// An earlier agent died between COMMITTED and `cont`.
+    /// An earlier agent died between COMMITTED and `cont`, or after that.
     async fn finish_committed(&mut self) -> Result<(), Failure> {
-        let Some(entry) = &self.entry else {
+        let Some(entry) = self.entry.clone() else {
             return Ok(());
         };
-        if entry.step != Step::Committed {
-            return Ok(());
+        match entry.step {
+            Step::Committed => {}
+            Step::Running => {
+                self.settle().await;
+                return Ok(());
+            }
+            _ => return Ok(()),
         }
         let (attempt, continue_guest) = (entry.attempt, entry.continue_guest);
         match self.commit(attempt, continue_guest).await {
@@ -317,8 +368,6 @@ impl Control {
 
     /// Makes QEMU keep the guest paused once it has loaded.
     async fn hold(&mut self) -> Result<(), QmpError> {
-        let parameters = self.qmp.parameters().await?;
-        self.saved = json!({ ANNOUNCE_ROUNDS: parameters.get(ANNOUNCE_ROUNDS) });
         let wanted = ["events", "late-block-activate"].map(|name| (name.to_owned(), true));
         self.qmp.set_capabilities(&wanted).await?;
         self.qmp
@@ -355,6 +404,7 @@ impl Control {
             handover: Handover::Pacer,
             continue_guest: true,
             saved: self.saved.clone(),
+            recovery: Recovery::own(clock::now()),
         };
         self.journal.write(&entry)?;
         self.entry = Some(entry);

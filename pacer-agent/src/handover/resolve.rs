@@ -3,23 +3,21 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::continue_guest;
 use super::destination::Destination;
+use super::recover::settled;
 use super::source::{Completed, Ended};
+use super::{continue_guest, has_completed, is_left_by_migration};
 use crate::cli::ResolveArgs;
 use crate::exit::{Exit, Failure};
 use crate::journal::{Entry, Journal, Step, directory};
 use crate::process::ProcessId;
-use crate::qmp::{MigrationInfo, Qmp, QmpError};
+use crate::qmp::Qmp;
 use crate::relay::frame::DestinationState;
 use crate::settings::restore;
 use crate::shutdown::Signals;
 
 /// How long the other side is looked for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A migration whose relay is gone fails by itself; QEMU needs a moment.
-const SETTLE: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(100);
 
 /// Does what the journal of the QEMU at `args.qmp` allows, and says it.
 ///
@@ -88,13 +86,13 @@ impl Side {
 
     /// START is on record, and the guest does not run.
     async fn resolve_started(self) -> Result<Exit, Failure> {
-        let info = self.settled().await.map_err(anyhow::Error::new)?;
-        if self.qmp.status().await.map_err(anyhow::Error::new)?.running {
+        let (info, status) = settled(&self.qmp).await.map_err(anyhow::Error::new)?;
+        if status.running {
             restore(&self.qmp, &self.entry.saved).await;
             say("The guest runs here again; the migration did not complete.");
             return Ok(Exit::Success);
         }
-        if !info.is("completed") {
+        if !has_completed(&info, &status) {
             return self.run_here("The migration did not complete").await;
         }
         if self.peer_is_dead {
@@ -103,36 +101,9 @@ impl Side {
         Ok(self.go_on().await)
     }
 
-    /// Waits until QEMU has noticed that the relay is gone.
-    async fn settled(&self) -> Result<MigrationInfo, QmpError> {
-        let until = crate::clock::now() + SETTLE;
-        loop {
-            let info = self.qmp.migration().await?;
-            let ended = info
-                .status
-                .as_deref()
-                .is_none_or(|word| matches!(word, "none" | "completed" | "failed" | "cancelled"));
-            if ended {
-                return Ok(info);
-            }
-            if info.is("pre-switchover") || crate::clock::now() >= until {
-                // Refused only if it has ended meanwhile.
-                let _ = self
-                    .qmp
-                    .run("migrate_cancel", serde_json::Value::Null)
-                    .await;
-            }
-            if crate::clock::now() >= until + SETTLE {
-                return Ok(info);
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
     /// Goes on with the handover where the agent died.
     async fn go_on(self) -> Exit {
         let committing = self.entry.step == Step::Committing;
-        let mut log = |name: &str, _| tracing::info!("{name}");
         let ended = Completed {
             link: None,
             qmp: Some(&self.qmp),
@@ -142,7 +113,7 @@ impl Side {
             status_timeout: PATIENCE,
             commit_timeout: PATIENCE,
             asked_to_end: &AtomicBool::new(false),
-            on_step: &mut log,
+            on_step: Box::new(|name, _| tracing::info!("{name}")),
         }
         .finish()
         .await;
@@ -163,6 +134,10 @@ impl Side {
                 ));
                 Exit::Success
             }
+            Ended::Lost { reason } => {
+                say(&format!("The guest is lost: {reason}"));
+                Exit::GuestEnded
+            }
             Ended::Stopped { message } => {
                 say(&message);
                 Exit::Stopped
@@ -179,14 +154,27 @@ impl Side {
         self.run_here("The destination is said to be dead").await
     }
 
+    /// The guest belongs here. It is continued if it ran before, and if it was the
+    /// migration that stopped it: who paused it since, or before, wanted that.
     async fn run_here(&self, why: &str) -> Result<Exit, Failure> {
-        if self.entry.continue_guest {
+        let status = self.qmp.status().await.map_err(anyhow::Error::new)?;
+        let by_migration = is_left_by_migration(&status);
+        let goes_on = !status.running && by_migration && self.entry.continue_guest;
+        if goes_on {
             continue_guest(&self.qmp)
                 .await
                 .map_err(anyhow::Error::new)?;
         }
         restore(&self.qmp, &self.entry.saved).await;
-        say(&format!("{why}: the guest runs here again."));
+        if goes_on || status.running {
+            say(&format!("{why}: the guest runs here again."));
+        } else {
+            say(&format!(
+                "{why}: the guest is here, stopped (`{}`), and not by the migration; `cont` in \
+                 the monitor continues it.",
+                status.status
+            ));
+        }
         Ok(Exit::Success)
     }
 
@@ -194,6 +182,10 @@ impl Side {
         let (peer_is_dead, step) = (self.peer_is_dead, self.entry.step);
         let mut destination = Destination::adopt(self.qmp, self.qemu, self.journal, self.entry);
         let state = destination.state().await;
+        if state == DestinationState::Running {
+            // Somebody else may have continued it: the next migration may begin.
+            destination.mark_running();
+        }
         match (step, state) {
             (Step::Committed | Step::Running, DestinationState::Running) => {
                 say("The guest runs here.");

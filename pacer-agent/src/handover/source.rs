@@ -39,7 +39,7 @@ pub struct Completed<'a> {
     /// The operator asks to end: COMMIT is repeated for `status_timeout` only.
     pub asked_to_end: &'a AtomicBool,
     /// Told of each step as it is taken.
-    pub on_step: &'a mut dyn FnMut(&str, Time),
+    pub on_step: Box<dyn FnMut(&str, Time) + Send + 'a>,
 }
 
 /// How the handover ended.
@@ -55,6 +55,11 @@ pub enum Ended {
         /// Why.
         reason: String,
     },
+    /// The source's QEMU is gone, and the destination does not have the guest.
+    Lost {
+        /// Why.
+        reason: String,
+    },
     /// The guest is stopped.
     Stopped {
         /// On which side it is whole, and what continues it.
@@ -66,7 +71,10 @@ pub enum Ended {
 enum Asked {
     Loaded,
     Running,
+    /// The destination says that it will not run the guest.
     Never(String),
+    /// It says nothing of use.
+    Silent(String),
 }
 
 impl Completed<'_> {
@@ -74,15 +82,20 @@ impl Completed<'_> {
     pub async fn finish(mut self) -> Ended {
         if self.entry.step == Step::Start {
             self.step("P3 source completed");
+            if let Err(error) = self.journal_step(Step::Start) {
+                // It is what the journal says already, but for the steps so far.
+                tracing::warn!(error, "the journal does not know yet that QEMU completed");
+            }
             fault::point("source-completed");
-            match self.ask_status().await {
+            match self.ask_status(self.status_timeout).await {
                 Asked::Loaded => {}
                 Asked::Running => return self.arrived().await,
-                Asked::Never(reason) => return self.take_back(&reason).await,
+                Asked::Never(reason) => return self.take_back(&reason, true).await,
+                Asked::Silent(reason) => return self.take_back(&reason, false).await,
             }
             fault::point("source-status");
             if let Err(error) = self.journal_step(Step::Committing) {
-                return self.take_back(&error).await;
+                return self.take_back(&error, false).await;
             }
             self.step("P4 COMMITTING");
             fault::point("source-committing");
@@ -90,10 +103,59 @@ impl Completed<'_> {
         self.commit().await
     }
 
+    /// The source's QEMU is certainly gone, and its guest did not end: if the
+    /// destination has loaded it, it goes on there.
+    pub async fn inherit(mut self) -> Ended {
+        if self.entry.step == Step::Start {
+            self.step("the source's QEMU is gone");
+            // The destination may hold the only copy: it is looked for longer.
+            let patience = match self.asked_to_end.load(Ordering::Relaxed) {
+                true => self.status_timeout,
+                false => self.commit_timeout,
+            };
+            match self.ask_status(patience).await {
+                Asked::Loaded => {}
+                Asked::Running => return self.arrived().await,
+                Asked::Never(reason) => return self.lost(&reason).await,
+                Asked::Silent(reason) => return self.only_there(&reason),
+            }
+            if let Err(error) = self.journal_step(Step::Committing) {
+                // This side has no guest any more that could run.
+                tracing::warn!(error, "the journal does not know of the handover");
+            }
+            self.step("P4 COMMITTING");
+        }
+        self.commit().await
+    }
+
+    /// Tells the destination that the guest stays here, for `patience` at most:
+    /// what it has loaded it would keep for ever.
+    pub async fn abort(mut self, reason: &str, patience: Duration) {
+        let until = clock::now() + patience;
+        let abort = Message::Abort {
+            attempt: self.entry.attempt,
+            reason: reason.to_owned(),
+        };
+        while self.ask(&abort).await.is_err() && clock::now() < until {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        if let Some(link) = self.link.take() {
+            link.close().await;
+        }
+    }
+
+    /// Why the destination cannot have the guest, if it says so within `patience`.
+    pub async fn never_had_it(mut self, patience: Duration) -> Option<String> {
+        match self.ask_status(patience).await {
+            Asked::Never(reason) => Some(reason),
+            Asked::Loaded | Asked::Running | Asked::Silent(_) => None,
+        }
+    }
+
     /// P3: where does the destination stand?
-    async fn ask_status(&mut self) -> Asked {
+    async fn ask_status(&mut self, patience: Duration) -> Asked {
         let attempt = self.entry.attempt;
-        let until = clock::now() + self.status_timeout;
+        let until = clock::now() + patience;
         let mut reason = "the destination says nothing".to_owned();
         while clock::now() < until {
             match self.ask(&Message::Status { attempt }).await {
@@ -114,7 +176,7 @@ impl Completed<'_> {
                 }
             }
         }
-        Asked::Never(reason)
+        Asked::Silent(reason)
     }
 
     /// P4 and P6: COMMIT, again and again until the destination answers.
@@ -129,7 +191,9 @@ impl Completed<'_> {
         loop {
             match self.ask(&commit).await {
                 Ok(Message::Running { .. }) => return self.arrived().await,
-                Ok(Message::NeverRan { reason, .. }) => return self.take_back(&reason).await,
+                Ok(Message::NeverRan { reason, .. }) => {
+                    return self.take_back(&reason, true).await;
+                }
                 Ok(Message::State {
                     state: DestinationState::Failed { reason },
                     ..
@@ -181,7 +245,14 @@ impl Completed<'_> {
     }
 
     /// Runs the guest at the source again: the destination never may.
-    async fn take_back(&mut self, reason: &str) -> Ended {
+    /// `is_final`: the destination has said so itself.
+    async fn take_back(&mut self, reason: &str, is_final: bool) -> Ended {
+        if !self.qemu.is_alive() && self.qemu.is_gone_within(ANSWER).await {
+            return match is_final {
+                true => self.lost(reason).await,
+                false => self.only_there(reason),
+            };
+        }
         let Some(qmp) = self.qmp else {
             return Ended::Stopped {
                 message: format!(
@@ -228,19 +299,31 @@ impl Completed<'_> {
                 }
             }
             // The destination keeps what it has loaded: it may be the only copy.
-            Err(error) if !self.qemu.is_alive() => Ended::Stopped {
-                message: format!(
-                    "the source's QEMU has ended ({error}); the guest is whole and paused at \
-                     the destination ({address}). There: pacer resolve --qmp PATH --peer-is-dead",
-                    address = self.entry.reach.address
-                ),
-            },
+            Err(error) if !self.qemu.is_alive() => self.only_there(&error.to_string()),
             Err(error) => Ended::Stopped {
                 message: format!(
                     "the guest is whole at the source and does not go on there ({error}); type \
                      `cont` in its monitor"
                 ),
             },
+        }
+    }
+
+    async fn lost(&mut self, reason: &str) -> Ended {
+        self.tell_abort(reason).await;
+        Ended::Lost {
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn only_there(&self, reason: &str) -> Ended {
+        Ended::Stopped {
+            message: format!(
+                "the source's QEMU has ended and the destination ({address}) does not say whether \
+                 it has the guest ({reason}). If it has, the guest is whole and paused there: \
+                 pacer resolve --qmp PATH --peer-is-dead",
+                address = self.entry.reach.address
+            ),
         }
     }
 
@@ -308,7 +391,9 @@ impl Completed<'_> {
     }
 
     fn step(&mut self, name: &str) {
-        (self.on_step)(name, clock::now());
+        let now = clock::now();
+        self.entry.recovery.step(name, now);
+        (self.on_step)(name, now);
     }
 }
 
