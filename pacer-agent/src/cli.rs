@@ -39,6 +39,8 @@ pub enum Command {
     Predict(PredictArgs),
     /// Show what a running QEMU's guest does to its memory and its disks.
     Observe(ObserveArgs),
+    /// Ask how a migration goes, and change it while it runs.
+    Ctl(CtlArgs),
     /// After a crash: say what this side may do now, and do it.
     Resolve(ResolveArgs),
     /// Replay a recorded migration under another rate or deadline.
@@ -258,6 +260,59 @@ pub struct ObjectiveArgs {
     /// Send at this rate, whenever that arrives.
     #[arg(long, value_name = "RATE")]
     pub rate: Option<Rate>,
+}
+
+/// `pacer ctl`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    how it goes:\n    \
+    pacer ctl status\n  \
+    arrive twenty minutes after the start instead:\n    \
+    pacer ctl set --deadline 20m\n  \
+    bring it to the brink, and let a person say when:\n    \
+    pacer ctl hold\n    \
+    pacer ctl release\n\n\
+    A change counts within a tenth of a second. The protocol is in docs/ctl.md.\n\n\
+    Exit codes: 0 done; 1 there is no such migration, or no answer; 2 usage, or refused.")]
+pub struct CtlArgs {
+    /// What to ask.
+    #[command(subcommand)]
+    pub command: CtlCommand,
+    /// The `pacer source` to ask, where several run.
+    #[arg(long, value_name = "PID", global = true)]
+    pub pid: Option<u32>,
+    /// One JSON object, and nothing else on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What there is to ask.
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// The migrations of this host's agents, a line each.
+    List,
+    /// How it goes.
+    Status,
+    /// Aim at something else.
+    Set(CtlSetArgs),
+    /// Come to the brink and wait there: little is dirty, and the guest stays here.
+    Hold,
+    /// Go on to what is aimed at.
+    Release,
+    /// Take the migration back; the guest stays here.
+    Cancel,
+}
+
+/// `pacer ctl set`.
+#[derive(Debug, Args)]
+pub struct CtlSetArgs {
+    /// When the guest is to arrive; --deadline counts from the start of the
+    /// migration, not from now.
+    #[command(flatten)]
+    pub objective: ObjectiveArgs,
+    /// Never faster than this.
+    #[arg(long, value_name = "RATE")]
+    pub max_rate: Option<Rate>,
 }
 
 /// `pacer resolve`.

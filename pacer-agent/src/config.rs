@@ -45,7 +45,17 @@ impl Wish {
         } else {
             Self::Fastest
         };
-        match (wish, args.max_rate) {
+        wish.check(args.max_rate, now)?;
+        Ok(wish)
+    }
+
+    /// Whether it can be wished at `now`, with this highest rate.
+    ///
+    /// # Errors
+    ///
+    /// A time that is past, or a fixed rate above the highest allowed.
+    pub fn check(self, max_rate: Option<Rate>, now: jiff::Timestamp) -> Result<(), Failure> {
+        match (self, max_rate) {
             (Self::At(time) | Self::By(time), _) if time <= now => Err(Failure::refused(format!(
                 "{time} is past (it is {now:.0}); give a time that is to come, or a --deadline \
                  from now"
@@ -53,7 +63,7 @@ impl Wish {
             (Self::Rate(rate), Some(most)) if rate > most => Err(Failure::refused(format!(
                 "--rate {rate} is above --max-rate {most}"
             ))),
-            _ => Ok(wish),
+            _ => Ok(()),
         }
     }
 

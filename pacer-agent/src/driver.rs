@@ -5,6 +5,7 @@
 //! over, or when the migration cannot complete.
 
 mod begin;
+mod control;
 mod draft;
 mod end;
 mod inbox;
@@ -21,12 +22,13 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::ctl::server::{Asked, Control};
 use crate::exit::{Exit, Failure};
 use crate::handover::completion::CompletionWatch;
-use crate::journal::{Entry, Journal};
+use crate::journal::{Entry, Journal, directory};
 use crate::link::Link;
 use crate::pacing::sample::Sample;
-use crate::pacing::session::{Session, SessionConfig};
+use crate::pacing::session::{ForecastRecord, Session, SessionConfig};
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
 use crate::probe::Probe;
@@ -37,6 +39,7 @@ use crate::relay::frame::Message;
 use crate::relay::gate::Gate;
 use crate::shutdown::Signals;
 use crate::source::Prepared;
+use crate::supervisor;
 use inbox::Event;
 use record::Record;
 use switchover_bandwidth::SwitchoverBandwidth;
@@ -78,6 +81,7 @@ enum Wake {
     Peer(Result<Message, ControlError>),
     Probe,
     Signal(&'static str),
+    Asked(Asked),
     Tick,
 }
 
@@ -125,6 +129,11 @@ pub struct Driver {
     inbox: UnboundedReceiver<Event>,
     tasks: JoinSet<()>,
     draft: draft::Draft,
+    control: Control,
+    /// A person holds it.
+    is_held: bool,
+    /// The last forecast.
+    forecast: Option<ForecastRecord>,
 }
 
 impl Driver {
@@ -174,6 +183,9 @@ impl Driver {
             inbox,
             tasks,
             draft: draft::Draft::default(),
+            control: Control::start(&directory(), supervisor::own_pid()),
+            is_held: false,
+            forecast: None,
         }
     }
 
@@ -189,6 +201,7 @@ impl Driver {
         };
         // Before QEMU's settings are put back.
         self.bandwidth = None;
+        self.control.end();
         let asked_to_end = Arc::clone(&self.asked_to_end);
         let finishing = self.finish(end);
         tokio::pin!(finishing);
@@ -216,6 +229,10 @@ impl Driver {
                     None
                 }
                 Wake::Signal(name) => self.handle_signal(name, now).await,
+                Wake::Asked(asked) => {
+                    self.handle_asked(asked, now);
+                    None
+                }
                 Wake::Tick => None,
             };
             let end = match end {
@@ -234,9 +251,13 @@ impl Driver {
             .session
             .poll_timeout()
             .map_or(now + TICK, |due| due.min(now + TICK));
+        // Once asked for it stays so, and is asked of the loop until it begins.
+        let may_cancel = self.ending.is_none() && self.switchover.stopped_at.is_none();
         tokio::select! {
             biased;
             name = signals.next() => Wake::Signal(name),
+            () = self.control.cancel.cancelled(), if may_cancel => Wake::Signal(control::CANCEL),
+            Some(asked) = self.control.asked.recv() => Wake::Asked(asked),
             Some(event) = self.inbox.recv() => Wake::Event(event),
             message = inbox::next_message(&mut self.link) => Wake::Peer(message),
             () = inbox::probe_readable(&mut self.probe) => Wake::Probe,
@@ -260,6 +281,7 @@ impl Driver {
             return Some(end);
         }
         self.record.show(&self.session, now);
+        self.publish(now);
         self.keep_draft(now);
         self.check_due(now).await
     }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod content;
+pub mod ctl;
 pub mod dest;
 pub mod driver;
 pub mod exit;

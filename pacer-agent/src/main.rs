@@ -11,7 +11,7 @@ use pacer_agent::handover::{recover, resolve};
 use pacer_agent::identity::Identity;
 use pacer_agent::shutdown::Signals;
 use pacer_agent::supervisor::{self, Agent};
-use pacer_agent::{dest, observe, predict, simulate, source};
+use pacer_agent::{ctl, dest, observe, predict, simulate, source};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -59,6 +59,7 @@ async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Predict(args) => predict::run(args, &mut signals).await,
         Command::Observe(args) => observe::run(args, &mut signals).await,
         Command::Resolve(args) => resolve::run(args, &mut signals).await,
+        Command::Ctl(args) => ctl::client::run(args, &mut signals).await,
         Command::Simulate(args) => simulate::run(&args),
     }
 }
@@ -86,6 +87,7 @@ fn init_logging(command: &Command) {
         | Command::Predict(_)
         | Command::Observe(_)
         | Command::Resolve(_)
+        | Command::Ctl(_)
         | Command::Simulate(_) => LogFormat::Text,
     };
     let filter = EnvFilter::try_from_default_env()

@@ -71,6 +71,12 @@ pub fn pid() -> Option<u32> {
     std::env::var(PID).ok()?.parse().ok()
 }
 
+/// The process that a person knows the agent by: the supervisor's, else its own.
+#[must_use]
+pub fn own_pid() -> u32 {
+    pid().unwrap_or_else(std::process::id)
+}
+
 /// The same, proof against a pid that was given to another.
 #[must_use]
 pub fn process() -> Option<ProcessId> {

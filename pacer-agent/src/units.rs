@@ -40,6 +40,15 @@ const UNITS: [(&str, f64); 16] = [
 ];
 
 impl Rate {
+    /// So many bytes per second; `None` for nothing.
+    #[must_use]
+    pub const fn new(bytes_per_second: u64) -> Option<Self> {
+        match bytes_per_second {
+            0 => None,
+            rate => Some(Self(rate)),
+        }
+    }
+
     /// Bytes per second.
     #[must_use]
     pub const fn bytes_per_second(self) -> u64 {

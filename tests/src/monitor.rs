@@ -41,7 +41,11 @@ impl Qmp {
     /// # Errors
     /// QEMU's own, or it closed the connection or did not answer in a minute.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let line = json!({"execute": command, "arguments": arguments});
+        let mut line = json!({ "execute": command });
+        // QEMU takes an object or nothing.
+        if !arguments.is_null() {
+            line["arguments"] = arguments;
+        }
         let context = || format!("QMP {line}");
         writeln!(self.stream.get_mut(), "{line}").with_context(context)?;
         loop {

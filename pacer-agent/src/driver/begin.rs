@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::control::CANCEL;
 use super::inbox::{Event, accept, follow};
 use super::switchover_bandwidth::SwitchoverBandwidth;
 use super::{Driver, End, TICK};
@@ -66,17 +67,21 @@ impl Driver {
         }
         self.start_clock();
         self.listen_to_qemu();
+        self.publish(clock::now());
+        let cancel = self.control.cancel.clone();
         let cancelled = tokio::select! {
             measured = self.measure() => {
                 measured.map_err(anyhow::Error::new)?;
                 None
             }
             name = signals.next() => Some(End::Cancelled(name.to_owned())),
+            () = cancel.cancelled() => Some(End::Cancelled(CANCEL.to_owned())),
         };
         if cancelled.is_some() {
             return Ok(cancelled);
         }
         let now = clock::now();
+        self.handle_all_asked(now);
         self.session.handle_timeout(now);
         if let Some(end) = self.act(now).await {
             return Ok(Some(end));
@@ -96,6 +101,7 @@ impl Driver {
             not_before: None,
         };
         self.session = Session::new(config, t0);
+        self.session.set_held(self.is_held, t0);
         self.record.start(t0, &config);
         self.wall_offset = super::wall_offset();
         self.next_progress = t0;
@@ -340,6 +346,7 @@ impl Driver {
             Some(qemu) => self.attach(qemu).await,
             None => self.await_process(),
         }
+        self.publish(clock::now());
         let mut tidy = tokio::time::interval(TIDY);
         let uri = self
             .prepared
@@ -355,6 +362,10 @@ impl Driver {
                 name = signals.next() => {
                     return Err(Failure::not_started(format!("{name} before a migration began")));
                 }
+                () = self.control.cancel.cancelled() => {
+                    return Err(Failure::not_started(format!("{CANCEL} before a migration began")));
+                }
+                Some(asked) = self.control.asked.recv() => self.handle_asked(asked, clock::now()),
                 message = super::inbox::next_message(&mut self.link) => match message {
                     Ok(message) => tracing::warn!(?message, "a message that does not belong here"),
                     Err(error) => {

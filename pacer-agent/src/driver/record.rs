@@ -155,6 +155,15 @@ impl Record {
     /// What is aimed at from `now` on.
     pub(super) fn objective(&mut self, objective: Objective, now: Time) {
         self.trace(now, &Entry::Objective(objective));
+        let deadline = objective.deadline().map(|deadline| deadline.as_secs_f64());
+        if deadline == self.report.deadline_seconds {
+            return;
+        }
+        let at_seconds = self.seconds(now);
+        self.report.deadline_seconds = deadline;
+        self.report.deadline_changes.push(serde_json::json!({
+            "at_seconds": at_seconds, "deadline_seconds": deadline
+        }));
     }
 
     pub(super) fn rate(&mut self, rate: u64, reason: String, session: &Session, now: Time) {

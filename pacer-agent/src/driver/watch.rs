@@ -8,7 +8,6 @@ use super::begin::log_stranger;
 use super::inbox::Event;
 use super::{Driver, End};
 use crate::cli::OnInfeasible;
-use crate::clock;
 use crate::fault;
 use crate::handover::completion::Completion;
 use crate::measure;
@@ -404,7 +403,8 @@ impl Driver {
                 } => infeasible |= *reason != Reason::Held,
                 Action::Throttle { percent, .. } => self.throttle(*percent),
                 Action::PassEnded(_) => self.stop_following(),
-                Action::Verdict { .. } | Action::Forecast(_) => {}
+                Action::Forecast(forecast) => self.forecast = Some(*forecast),
+                Action::Verdict { .. } => {}
             }
             self.record.action(&action, &self.session, now);
         }
@@ -497,21 +497,7 @@ impl Driver {
             return;
         }
         self.wall_offset = offset;
-        let elapsed = now.since(self.record.t0);
-        let t0 = clock::wall() - jiff::SignedDuration::try_from(elapsed).unwrap_or_default();
-        let objective = self.prepared.wish.objective(t0);
-        let deadline = objective.deadline().map(|deadline| deadline.as_secs_f64());
-        tracing::warn!(
-            deadline_seconds = deadline,
-            "the wall's clock was stepped; the deadline follows it"
-        );
-        self.session.set_objective(objective, now);
-        self.record.objective(objective, now);
-        self.record.report.deadline_seconds = deadline;
-        let at_seconds = self.record.seconds(now);
-        self.record
-            .report
-            .deadline_changes
-            .push(serde_json::json!({ "at_seconds": at_seconds, "deadline_seconds": deadline }));
+        tracing::warn!("the wall's clock was stepped; the deadline follows it");
+        self.follow_wish(now);
     }
 }
