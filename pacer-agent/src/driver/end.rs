@@ -87,6 +87,9 @@ impl Driver {
         match ended {
             Ended::Arrived { at } => {
                 self.arrive(stopped_at, at).await;
+                if self.prepared.args.source_after == SourceAfter::Leave {
+                    self.put_back(&entry.saved).await;
+                }
                 (Outcome::Completed, None)
             }
             Ended::Returned { reason } => {
