@@ -129,6 +129,10 @@ pub struct SourceArgs {
     /// When the guest is to arrive.
     #[command(flatten)]
     pub objective: ObjectiveArgs,
+    /// Not to arrive before this time: until then the guest's memory is copied and
+    /// kept up to date, and the guest runs at the source.
+    #[arg(long, value_name = "RFC3339", value_parser = parse_timestamp)]
+    pub not_before: Option<jiff::Timestamp>,
     /// Never faster than this.
     #[arg(long, value_name = "RATE")]
     pub max_rate: Option<Rate>,
@@ -312,7 +316,7 @@ pub enum OnInfeasible {
     BestEffort,
     /// Cancel; the guest stays at the source.
     Abort,
-    /// Slow the guest's vCPUs as far as needed (QEMU's auto-converge).
+    /// Slow the guest's processors (QEMU's auto-converge), only as far as needed.
     Converge,
 }
 
