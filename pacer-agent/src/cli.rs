@@ -131,6 +131,10 @@ pub struct SourceArgs {
     /// When the guest is to arrive.
     #[command(flatten)]
     pub objective: ObjectiveArgs,
+    /// Not to arrive before this time: until then the guest's memory is copied and
+    /// kept up to date, and the guest runs at the source.
+    #[arg(long, value_name = "RFC3339", value_parser = parse_timestamp)]
+    pub not_before: Option<jiff::Timestamp>,
     /// Never faster than this.
     #[arg(long, value_name = "RATE")]
     pub max_rate: Option<Rate>,

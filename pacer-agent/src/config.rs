@@ -31,7 +31,8 @@ impl Wish {
     ///
     /// # Errors
     ///
-    /// A time that is past, or a fixed rate above the highest allowed.
+    /// A time that is past, an arrival before the earliest, or a fixed rate above the
+    /// highest allowed.
     pub fn resolve(args: &SourceArgs, now: jiff::Timestamp) -> Result<Self, Failure> {
         let objective = &args.objective;
         let wish = if let Some(deadline) = objective.deadline {
@@ -45,6 +46,19 @@ impl Wish {
         } else {
             Self::Fastest
         };
+        if let Some(begin) = args.not_before {
+            let latest = match wish {
+                Self::At(time) | Self::By(time) => Some(time),
+                Self::After(deadline) => now.checked_add(deadline).ok(),
+                Self::Rate(_) | Self::Fastest => None,
+            };
+            if let Some(latest) = latest.filter(|&latest| latest <= begin) {
+                return Err(Failure::refused(format!(
+                    "--not-before {begin} is not before the guest is to arrive, {latest:.0}; give \
+                     an earlier one, or a later arrival"
+                )));
+            }
+        }
         wish.check(args.max_rate, now)?;
         Ok(wish)
     }
@@ -96,6 +110,14 @@ impl Wish {
     }
 }
 
+/// How long after `t0`, by the wall, the guest may arrive at the earliest.
+#[must_use]
+pub fn not_before(args: &SourceArgs, t0: jiff::Timestamp) -> Option<Duration> {
+    let span = Duration::try_from(args.not_before?.duration_since(t0));
+    // A time that is past holds nothing back.
+    span.ok()
+}
+
 /// What must not be exceeded.
 #[must_use]
 pub fn limits(args: &SourceArgs) -> Limits {
@@ -114,7 +136,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn resolve(flags: &[&str]) -> Result<Wish, Failure> {
+    fn args(flags: &[&str]) -> SourceArgs {
         let peer = format!("sha256:{}", "0".repeat(64));
         let mut line = vec!["pacer", "source", "--listen", "localhost:4444"];
         line.extend([
@@ -129,7 +151,34 @@ mod tests {
         let Command::Source(args) = Cli::try_parse_from(line).unwrap().command else {
             unreachable!("`source` was asked for")
         };
-        Wish::resolve(&args, "2026-01-01T00:00:00Z".parse().unwrap())
+        *args
+    }
+
+    fn resolve(flags: &[&str]) -> Result<Wish, Failure> {
+        Wish::resolve(&args(flags), "2026-01-01T00:00:00Z".parse().unwrap())
+    }
+
+    #[test]
+    fn it_may_not_be_kept_until_after_its_arrival() {
+        let begin = "2026-01-01T00:10:00Z";
+        for (flag, value, is_fine) in [
+            ("--finish-at", "2026-01-01T00:10:00Z", false),
+            ("--by", "2026-01-01T00:09:00Z", false),
+            ("--deadline", "10m", false),
+            ("--by", "2026-01-01T00:11:00Z", true),
+            ("--deadline", "11m", true),
+            ("--rate", "1MB/s", true),
+        ] {
+            let wish = resolve(&["--not-before", begin, flag, value]);
+            assert_eq!(wish.is_ok(), is_fine, "{flag} {value}");
+            if let Err(failure) = wish {
+                assert_eq!(failure.exit().code(), 2);
+            }
+        }
+        let args = args(&["--not-before", begin]);
+        let after = |t0: &str| not_before(&args, t0.parse().unwrap());
+        assert_eq!(after("2026-01-01T00:09:30Z"), Some(Duration::from_secs(30)));
+        assert_eq!(after("2026-01-01T00:11:00Z"), None);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod observe;
 pub mod pacing;
 pub mod predict;
+pub mod preflight;
 pub mod probe;
 pub mod process;
 pub mod progress;

@@ -9,10 +9,12 @@ use uuid::Uuid;
 
 use crate::identity::Identity;
 use crate::journal::Reach;
+use crate::preflight::Facts;
 use crate::relay::control::{self, ControlError, Sender};
 use crate::relay::endpoint::{self, EndpointError};
 use crate::relay::frame::{Handover, Message, Preface, VERSION};
 use crate::relay::link_model::{LinkModel, ModelError};
+use crate::relay::padding::{self, LinkRate};
 use crate::relay::tls::PinnedPeer;
 
 /// The handshake and the destination's preparations.
@@ -48,6 +50,8 @@ pub struct Ready {
     pub qemu_version: Option<String>,
     /// Who continues the guest there.
     pub handover: Handover,
+    /// Its QEMU's machine, where it could be asked.
+    pub facts: Option<Facts>,
 }
 
 /// A connection to the destination's agent. Dropping it closes the connection.
@@ -98,10 +102,12 @@ impl Link {
             Message::Ready {
                 qemu_version,
                 handover,
+                facts,
                 ..
             } => Ready {
                 qemu_version,
                 handover,
+                facts: facts.map(|facts| facts.bounded()),
             },
             Message::Refused { reason } => return Err(LinkError::Refused(reason)),
             other => return Err(LinkError::Unexpected(Box::new(other))),
@@ -141,6 +147,16 @@ impl Link {
             .await
             .map_err(|error| ControlError::Link(error.to_string()))?;
         Ok((send, recv))
+    }
+
+    /// Measures what the link takes, with no more than `most_rate` bytes a second. Once
+    /// a connection.
+    ///
+    /// # Errors
+    ///
+    /// If the link is down.
+    pub async fn measure(&self, most_rate: Option<u64>) -> Result<LinkRate, ControlError> {
+        padding::measure(&self.connection, most_rate).await
     }
 
     /// Sends `message`.

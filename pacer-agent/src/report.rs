@@ -10,6 +10,7 @@ use crate::pacing::controller::Verdict;
 use crate::pacing::forecast::Percentiles;
 use crate::pacing::ledger::PassRecord;
 use crate::pacing::session::ForecastRecord;
+use crate::preflight::Finding;
 
 /// The report's schema; it changes when a field changes its meaning.
 const SCHEMA: u32 = 1;
@@ -97,6 +98,8 @@ pub struct Report {
     pub disks: Vec<serde_json::Value>,
     /// Outages survived; none in this version.
     pub outages: Vec<serde_json::Value>,
+    /// What was compared before anything moved.
+    pub preflight: Vec<Finding>,
     /// Both QEMUs.
     pub qemu: Qemu,
     /// What eBPF did.
@@ -223,6 +226,7 @@ impl Report {
             baselines: Vec::new(),
             rates: Vec::new(),
             handover: Vec::new(),
+            preflight: Vec::new(),
             throttle: Vec::new(),
             disks: Vec::new(),
             outages: Vec::new(),

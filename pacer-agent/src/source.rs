@@ -19,11 +19,14 @@ use crate::journal::{Journal, Reach, directory, sweep};
 use crate::link::{Link, LinkError, Ready};
 use crate::measure::Accelerator;
 use crate::metrics::Metrics;
+use crate::preflight::{self, Finding};
 use crate::process::ProcessId;
 use crate::qmp::Qmp;
 use crate::relay::endpoint::EndpointError;
+use crate::relay::padding::LinkRate;
 use crate::shutdown::Signals;
 use crate::trace::TraceWriter;
+use crate::units::{Rate, show_rate};
 
 /// The source's QEMU where Pacer may talk to it.
 #[derive(Debug)]
@@ -54,6 +57,10 @@ pub struct Prepared {
     pub link: Option<Link>,
     /// What the destination said.
     pub ready: Ready,
+    /// What the link was found to take.
+    pub link_rate: Option<LinkRate>,
+    /// What was compared before.
+    pub findings: Vec<Finding>,
     /// QEMU, with `--qmp`.
     pub monitored: Option<Monitored>,
     /// QEMU's process, as far as it is known.
@@ -108,6 +115,12 @@ pub async fn run(args: SourceArgs, signals: &mut Signals) -> Result<Exit, Failur
         %attempt,
         "the destination's agent is ready"
     );
+    let findings = preflight(monitored.as_ref(), &ready).await?;
+    let measuring = measure_link(&link, wish, args.max_rate);
+    let link_rate = tokio::select! {
+        link_rate = measuring => link_rate,
+        name = signals.next() => return Err(Failure::not_started(format!("{name} before anything began"))),
+    };
     fault::point("source-ready");
     let prepared = Prepared {
         args,
@@ -117,12 +130,52 @@ pub async fn run(args: SourceArgs, signals: &mut Signals) -> Result<Exit, Failur
         reach,
         link: Some(link),
         ready,
+        link_rate,
+        findings,
         monitored,
         qemu,
         metrics,
         trace,
     };
     Driver::new(prepared).run(signals).await
+}
+
+/// Compares both machines before anything moves.
+async fn preflight(monitored: Option<&Monitored>, ready: &Ready) -> Result<Vec<Finding>, Failure> {
+    let facts = match monitored {
+        Some(monitored) => Some(preflight::ask::facts(&monitored.qmp, Some(monitored.qemu)).await),
+        None => None,
+    };
+    let findings = preflight::judge(facts.as_ref(), ready.facts.as_ref());
+    preflight::log(&findings);
+    match preflight::refusal(&findings) {
+        Some(reason) => Err(Failure::refused(reason)),
+        None => Ok(findings),
+    }
+}
+
+/// What the link takes, for what is decided by it. A fixed rate is sent whatever the
+/// link takes, and whoever gives one wants no more than that on the link: nothing is
+/// measured then.
+async fn measure_link(link: &Link, wish: Wish, most: Option<Rate>) -> Option<LinkRate> {
+    if matches!(wish, Wish::Rate(_)) {
+        return None;
+    }
+    match link.measure(most.map(Rate::bytes_per_second)).await {
+        Ok(rate) => {
+            let (about, word) = match rate {
+                LinkRate::About(rate) => (rate, "about"),
+                LinkRate::AtLeast(rate) => (rate, "at least"),
+            };
+            tracing::info!("the link takes {word} {}", show_rate(about));
+            Some(rate)
+        }
+        // The migration shows it, or that the link is gone.
+        Err(error) => {
+            tracing::warn!("what the link takes was not measured: {error}");
+            None
+        }
+    }
 }
 
 fn create_trace(path: &Path) -> Result<TraceWriter, Failure> {

@@ -44,6 +44,8 @@ pub struct PairOptions {
     pub vm: VmOptions,
     /// What runs the destination, where it is not what runs the source.
     pub destination_qemu: Option<crate::qemu::QemuInstall>,
+    /// Makes the destination another machine than the source.
+    pub change_destination: Option<fn(&mut VmOptions)>,
     /// Whether the destination is started with `-incoming defer`, so that
     /// `pacer dest` gives the address, or listens from the start.
     pub incoming_defer: bool,
@@ -73,6 +75,7 @@ impl PairOptions {
         Self {
             vm,
             destination_qemu: None,
+            change_destination: None,
             incoming_defer: false,
             source: SideOptions::default(),
             destination: SideOptions::default(),
@@ -261,6 +264,9 @@ fn destination_options(options: &PairOptions, forward_port: u16) -> VmOptions {
     vm.paused = false;
     if let Some(qemu) = &options.destination_qemu {
         vm.qemu = qemu.clone();
+    }
+    if let Some(change) = options.change_destination {
+        change(&mut vm);
     }
     vm
 }

@@ -13,6 +13,7 @@ use crate::relay::channel::{self, Shared};
 use crate::relay::control::{self, ControlError, Receiver, Sender};
 use crate::relay::endpoint;
 use crate::relay::frame::{Message, Preface, VERSION};
+use crate::relay::padding;
 use crate::relay::tls::PinnedPeer;
 
 /// Handshakes under way at once; more are refused, so that strangers cannot
@@ -155,9 +156,11 @@ pub(super) async fn accept_channels(
 ) {
     // Channels end with their connection: they are this task's children.
     let mut channels = JoinSet::new();
+    let mut padded = false;
     while let Ok(quic) = connection.accept_bi().await {
-        match open_channel(quic, &forward).await {
-            Ok((stream, quic)) => {
+        match open_channel(quic, &forward, &mut padded).await {
+            Ok(None) => {}
+            Ok(Some((stream, quic))) => {
                 let _ = events.send(Event::Opened);
                 channels.spawn(channel::run_destination(stream, quic, shared.clone()));
             }
@@ -173,13 +176,20 @@ pub(super) async fn accept_channels(
 async fn open_channel(
     (send, mut recv): (SendStream, RecvStream),
     forward: &Address,
-) -> Result<(crate::address::Stream, (SendStream, RecvStream)), String> {
+    padded: &mut bool,
+) -> Result<Option<(crate::address::Stream, (SendStream, RecvStream))>, String> {
     let preface = tokio::time::timeout(control::PREFACE_TIMEOUT, control::read_preface(&mut recv))
         .await
         .map_err(|_| "a channel that says nothing".to_owned())?
         .map_err(|error| error.to_string())?;
-    let Some(Preface::Channel(index)) = preface else {
-        return Err("a stream of an unknown kind".to_owned());
+    let index = match preface {
+        Some(Preface::Channel(index)) => index,
+        // Once: it takes as long as it may.
+        Some(Preface::Padding) if !std::mem::replace(padded, true) => {
+            padding::answer(send, recv).await;
+            return Ok(None);
+        }
+        _ => return Err("a stream of an unknown kind".to_owned()),
     };
     let stream = forward.connect().await.map_err(|error| {
         format!(
@@ -188,5 +198,5 @@ async fn open_channel(
         )
     })?;
     tracing::info!(index, %forward, "QEMU is connected");
-    Ok((stream, (send, recv)))
+    Ok(Some((stream, (send, recv))))
 }

@@ -28,6 +28,7 @@ use crate::probe::{Probe, ProbeError};
 use crate::process::{ProcessId, owner_of_connection};
 use crate::qmp::QmpError;
 use crate::relay::channel::Inspected;
+use crate::relay::padding::LinkRate;
 use crate::settings;
 use crate::shutdown::Signals;
 use crate::units::{from_f64, to_f64};
@@ -103,6 +104,9 @@ impl Driver {
         self.session = Session::new(config, t0);
         self.session.set_held(self.is_held, t0);
         self.record.start(t0, &config);
+        if let Some(LinkRate::About(bytes_per_second)) = self.prepared.link_rate {
+            self.tell(Sample::LinkRate { bytes_per_second }, t0);
+        }
         self.wall_offset = super::wall_offset();
         self.next_progress = t0;
     }

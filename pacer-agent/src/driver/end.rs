@@ -67,6 +67,10 @@ impl Driver {
         match self.ask_destination(false).await {
             Some(Ended::Arrived { at }) => {
                 self.arrive(stopped_at, at).await;
+                if self.prepared.args.source_after == SourceAfter::Leave {
+                    let saved = self.saved();
+                    self.put_back(&saved).await;
+                }
                 (Outcome::Completed, None)
             }
             Some(Ended::Returned { reason }) => {

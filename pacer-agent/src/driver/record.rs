@@ -43,6 +43,7 @@ impl Record {
         let limit = prepared.args.downtime_limit.as_secs_f64();
         let mut report = Report::new(clock::wall(), limit);
         report.deadline_seconds = objective.deadline().map(|deadline| deadline.as_secs_f64());
+        report.preflight.clone_from(&prepared.findings);
         report.qemu.destination_version = prepared.ready.qemu_version.clone();
         if let Some(monitored) = &prepared.monitored {
             report.qemu.source_version = Some(monitored.qmp.version());

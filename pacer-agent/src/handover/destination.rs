@@ -12,6 +12,7 @@ use crate::clock;
 use crate::exit::Failure;
 use crate::fault;
 use crate::journal::{Entry, Journal, JournalError, Reach, Recovery, Step, directory, sweep};
+use crate::preflight::{self, Facts};
 use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
 use crate::relay::frame::{DestinationState, Handover, Message};
@@ -189,7 +190,16 @@ impl Destination {
             attempt,
             qemu_version: self.qemu_version(),
             handover: self.handover,
+            // On a later connection the guest may be on its way already.
+            facts: if resume { None } else { self.facts().await },
         })
+    }
+
+    /// What its QEMU's machine is, where QMP says.
+    async fn facts(&self) -> Option<Box<Facts>> {
+        let control = self.control.as_ref()?;
+        let facts = preflight::ask::facts(&control.qmp, Some(control.qemu)).await;
+        Some(Box::new(facts))
     }
 
     /// Where the destination stands.

@@ -7,9 +7,11 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::preflight::Facts;
+
 /// The version of the messages. A peer with another one is refused with a
 /// message for people.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest frame; a longer length is refused before anything is allocated.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024;
@@ -23,6 +25,8 @@ pub enum Preface {
     Control,
     /// One TCP connection of QEMU's, counted from 0 in the order of acceptance.
     Channel(u16),
+    /// What nobody needs, to measure the link: one a connection.
+    Padding,
 }
 
 impl Preface {
@@ -38,6 +42,7 @@ impl Preface {
                 let [high, low] = index.to_be_bytes();
                 [b'P', b'd', high, low]
             }
+            Self::Padding => [b'P', b'p', 0, 0],
         }
     }
 
@@ -46,6 +51,7 @@ impl Preface {
     pub const fn decode(bytes: [u8; Self::BYTES]) -> Option<Self> {
         match bytes {
             [b'P', b'c', 0, 0] => Some(Self::Control),
+            [b'P', b'p', 0, 0] => Some(Self::Padding),
             [b'P', b'd', high, low] => Some(Self::Channel(u16::from_be_bytes([high, low]))),
             _ => None,
         }
@@ -108,6 +114,8 @@ pub enum Message {
         qemu_version: Option<String>,
         /// Who continues the guest.
         handover: Handover,
+        /// Its QEMU's machine, where QMP said.
+        facts: Option<Box<Facts>>,
     },
     /// Source: where does the destination stand?
     Status {
@@ -235,6 +243,12 @@ mod tests {
                 attempt,
                 resume: false,
             },
+            Message::Ready {
+                attempt,
+                qemu_version: None,
+                handover: Handover::Pacer,
+                facts: Some(Box::default()),
+            },
             Message::State {
                 attempt,
                 state: DestinationState::Failed {
@@ -276,7 +290,12 @@ mod tests {
 
     #[test]
     fn prefaces_come_back() {
-        for preface in [Preface::Control, Preface::Channel(0), Preface::Channel(300)] {
+        for preface in [
+            Preface::Control,
+            Preface::Channel(0),
+            Preface::Channel(300),
+            Preface::Padding,
+        ] {
             assert_eq!(Preface::decode(preface.encode()), Some(preface));
         }
         assert_eq!(Preface::decode(*b"QEVM"), None);

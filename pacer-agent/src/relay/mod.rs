@@ -7,4 +7,5 @@ pub mod endpoint;
 pub mod frame;
 pub mod gate;
 pub mod link_model;
+pub mod padding;
 pub mod tls;

@@ -1,5 +1,6 @@
-//! How soon bytes flow again after the link was away, over the link model and real
-//! sockets of the loopback. It takes as long as the cuts, hence it is ignored.
+//! The link between two agents, over the link model and real sockets of the loopback:
+//! how soon bytes flow again after it was away, and what it is measured to take. It
+//! takes as long as the cuts, hence it is ignored.
 
 #![expect(clippy::disallowed_methods, reason = "it measures")]
 
@@ -9,13 +10,16 @@ use bytes::Bytes;
 use pacer_agent::identity::Identity;
 use pacer_agent::relay::control;
 use pacer_agent::relay::endpoint;
+use pacer_agent::relay::frame::Preface;
 use pacer_agent::relay::link_model::LinkModel;
+use pacer_agent::relay::padding::{self, LinkRate};
 use pacer_agent::relay::tls::PinnedPeer;
 use pacer_agent::units::to_f64;
 use tokio::time::Instant;
 
 /// Its end is no whole number of beats from the start.
 const BEFORE: f64 = 1.03;
+const TIMEOUT: Duration = Duration::from_secs(5);
 const PIECE: usize = 64 * 1024;
 
 /// Seconds from the end of a cut of so many seconds until bytes flow again, and the
@@ -45,8 +49,7 @@ async fn recovery(cut: f64, rate: Option<u64>, link: &str) -> (f64, u64) {
     let model = format!("0:{link},{BEFORE}:down,{end}:{link}");
     let model = LinkModel::new(model.parse().unwrap());
     let pinned = PinnedPeer::new(peer.fingerprint);
-    let timeout = Duration::from_secs(5);
-    let (_endpoint, connection) = endpoint::connect(&address, &own, &pinned, timeout, Some(&model))
+    let (_endpoint, connection) = endpoint::connect(&address, &own, &pinned, TIMEOUT, Some(&model))
         .await
         .unwrap();
     let control = control::open(&connection).await.unwrap();
@@ -102,4 +105,60 @@ async fn bytes_flow_within_a_second_after_a_cut() {
         firsts.push(first);
     }
     assert!(firsts.iter().all(|&first| first < 1.0), "{firsts:?}");
+}
+
+/// What padding finds of a link, and how long that takes.
+async fn measured(link: &str, most_rate: Option<u64>) -> (LinkRate, Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let own = Identity::generate(&folder.path().join("own")).unwrap();
+    let peer = Identity::generate(&folder.path().join("peer")).unwrap();
+    let pinned = PinnedPeer::new(own.fingerprint);
+    let server = endpoint::listen("127.0.0.1:0", &peer, &pinned)
+        .await
+        .unwrap();
+    let address = server.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(async move {
+        let connection = server.accept().await.unwrap().await.unwrap();
+        let (send, mut recv) = connection.accept_bi().await.unwrap();
+        let preface = control::read_preface(&mut recv).await.unwrap();
+        assert_eq!(preface, Some(Preface::Padding));
+        padding::answer(send, recv).await;
+        connection.closed().await;
+    });
+    let model = LinkModel::new(link.parse().unwrap());
+    let pinned = PinnedPeer::new(peer.fingerprint);
+    let (_endpoint, connection) = endpoint::connect(&address, &own, &pinned, TIMEOUT, Some(&model))
+        .await
+        .unwrap();
+    let began = Instant::now();
+    let rate = padding::measure(&connection, most_rate).await.unwrap();
+    let took = began.elapsed();
+    connection.close(0_u32.into(), b"done");
+    serving.await.unwrap();
+    (rate, took)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes seconds"]
+async fn padding_finds_what_a_link_takes_within_a_second() {
+    for (link, about) in [
+        ("0:500kB/s", 0.5e6),
+        ("0:5MB/s", 5e6),
+        ("0:50MB/s", 50e6),
+        ("0:200MB/s", 200e6),
+    ] {
+        let (rate, took) = measured(link, None).await;
+        println!("{link}: {rate:?} in {took:?}");
+        let LinkRate::About(rate) = rate else {
+            panic!("{link}: {rate:?}")
+        };
+        let share = to_f64(rate) / about;
+        assert!((0.85..1.1).contains(&share), "{link}: {rate}");
+        assert!(took < Duration::from_millis(1500), "{link}: {took:?}");
+    }
+    let (rate, took) = measured("0:open", None).await;
+    println!("open: {rate:?} in {took:?}");
+    let (rate, took) = measured("0:open", Some(10_000_000)).await;
+    println!("open, 10 MB/s allowed: {rate:?} in {took:?}");
+    assert_eq!(rate, LinkRate::AtLeast(10_000_000));
 }
