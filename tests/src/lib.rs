@@ -7,6 +7,7 @@ pub mod agent;
 pub mod assets;
 pub mod block_stats;
 pub mod bpftrace;
+pub mod delay;
 pub mod dirty_check;
 pub mod dirty_count;
 pub mod disk;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Identity, Output, pacer_binary};
-use crate::process::{free_port, pause, wait_until};
+use crate::process::{free_port, free_udp_port, pause, wait_until};
 use crate::vm::{Guest, Incoming, Vm, VmOptions};
 
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -302,11 +302,6 @@ fn wait_listens(agent: &Agent, quic_port: u16) -> Result<()> {
         Ok(is_bound("udp", quic_port)?.then_some(()))
     })
     .with_context(|| agent.log_tail())
-}
-
-fn free_udp_port() -> Result<u16> {
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
-    Ok(socket.local_addr()?.port())
 }
 
 /// Whether somebody has bound this port, from the kernel's table: connecting

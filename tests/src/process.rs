@@ -186,6 +186,15 @@ pub fn log_tail(path: &Path) -> String {
     format!("--- {}\n{}", path.display(), &log[from..])
 }
 
+/// A UDP port of the loopback that nobody has now.
+///
+/// # Errors
+/// There is none.
+pub fn free_udp_port() -> io::Result<u16> {
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
+    Ok(socket.local_addr()?.port())
+}
+
 /// A TCP port of the loopback that nobody listens at now.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::Scenario;
 use super::run::{GIVE_UP, SETTLE};
 use super::sides::is_whole;
+use crate::delay::Delay;
 use crate::events::Events;
 use crate::process::{check_interrupt, free_port, pause, wait_until};
 use crate::qemu::{Accel, QemuInstall, QemuVersion};
@@ -25,12 +26,13 @@ pub struct PlainRun {
     pub qemu_downtime_seconds: Option<f64>,
 }
 
-/// Moves the guest at the scenario's rate and downtime limit.
+/// Moves the guest at the scenario's rate and downtime limit, over a path that takes so
+/// long one way.
 ///
 /// # Errors
 /// It did not arrive within [`GIVE_UP`], did not arrive whole, or something did
 /// not start.
-pub fn run(scenario: &Scenario) -> Result<PlainRun> {
+pub fn run(scenario: &Scenario, delay: Option<Duration>) -> Result<PlainRun> {
     let qemu = QemuInstall::find(QemuVersion::System)?;
     let mut options = VmOptions::new(scenario.guest()?, qemu, Accel::detect()?);
     options.own_group = true;
@@ -52,6 +54,11 @@ pub fn run(scenario: &Scenario) -> Result<PlainRun> {
             "downtime-limit": u64::try_from(scenario.downtime_limit.as_millis())?,
         }),
     )?;
+    let path = match delay {
+        Some(one_way) => Some(Delay::tcp(port, one_way)?),
+        None => None,
+    };
+    let port = path.as_ref().map_or(port, Delay::port);
     source.qmp("migrate", json!({"uri": format!("tcp:127.0.0.1:{port}")}))?;
     // By its events: a monitor that is asked is busy with that at the worst moment.
     let arrived = wait_until("the guest runs at the destination", GIVE_UP, || {

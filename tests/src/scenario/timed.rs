@@ -11,9 +11,10 @@ use serde_json::Value;
 use super::Scenario;
 use super::run::SETTLE;
 use super::sides::{self, Side};
+use crate::delay::Delay;
 use crate::events::Events;
 use crate::pair::{Pair, PairOptions};
-use crate::process::{check_interrupt, wait_until};
+use crate::process::{check_interrupt, free_udp_port, wait_until};
 use crate::qemu::{Accel, QemuInstall, QemuVersion};
 use crate::vm::VmOptions;
 
@@ -35,6 +36,8 @@ pub struct Timed {
     pub link: Option<u64>,
     /// What becomes of it.
     pub link_change: Option<LinkChange>,
+    /// What the path between the agents takes besides, one way.
+    pub delay: Option<Duration>,
     /// It is cancelled if it has not ended so long after t0.
     pub give_up: Duration,
 }
@@ -89,7 +92,17 @@ pub struct TimedRun {
 pub fn run(timed: &Timed, pacer: &Path, trace: &Path) -> Result<TimedRun> {
     let folder = tempfile::Builder::new().prefix("pacer-timed-").tempdir()?;
     let link = folder.path().join("link");
-    let pair = Pair::start(&options(timed, pacer, trace, &link)?)?;
+    let mut options = options(timed, pacer, trace, &link)?;
+    let path = match timed.delay {
+        Some(one_way) => {
+            let port = free_udp_port()?;
+            let path = Delay::udp(port, one_way)?;
+            (options.quic_port, options.connect_port) = (Some(port), Some(path.port()));
+            Some(path)
+        }
+        None => None,
+    };
+    let pair = Pair::start(&options)?;
     let spawned = Instant::now();
     let at_source = Events::follow(&pair.source.events_qmp(), TIMEOUT)?;
     let at_destination = Events::follow(&pair.destination.events_qmp(), TIMEOUT)?;
@@ -120,6 +133,7 @@ pub fn run(timed: &Timed, pacer: &Path, trace: &Path) -> Result<TimedRun> {
     let stopped_at = at_source.last("STOP");
     let guest = sides::look(&timed.scenario, &pair, outcome)?;
     check_interrupt()?;
+    drop(path);
     let t0 = started_at(&report);
     let arrived_at = arrived_at.filter(|_| outcome == "completed");
     let changed_at = link_changed_at

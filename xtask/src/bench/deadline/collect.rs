@@ -16,13 +16,21 @@ use crate::bench::record::Records;
 
 const ROW: &str = "deadline";
 
-pub(super) fn collect(plan: &Plan, records: &mut Records) -> Result<Collected> {
+/// Those of the classes that are needed.
+pub(super) fn collect(
+    plan: &Plan,
+    records: &mut Records,
+    is_needed: impl Fn(Class) -> bool,
+) -> Result<Collected> {
     let traces = records.path().with_extension("traces");
     fs::create_dir_all(&traces).with_context(|| traces.display().to_string())?;
     let mut left = plan.runs.unwrap_or(u32::MAX);
     let mut collected = Collected::default();
     for index in 0..if plan.quick { QUICK } else { FULL } {
         let drawn = draw(plan.seed, index, plan.quick);
+        if !is_needed(drawn.class) {
+            continue;
+        }
         let parameters = drawn.to_json();
         let (class, kind) = (drawn.class.word(), drawn.timed.scenario.kind);
         let number = u32::try_from(index)?;
@@ -75,7 +83,7 @@ fn measure(drawn: &Drawn, pacer: &Path, trace: &Path) -> Result<Value> {
 fn pair(drawn: &Drawn, pacer: &Path, trace: &Path) -> Result<Value> {
     let relay = || anyhow::Ok(figures(&timed::run(&drawn.timed, pacer, trace)?, trace));
     let plain = || {
-        let came = plain::run(&drawn.timed.scenario)?;
+        let came = plain::run(&drawn.timed.scenario, drawn.timed.delay)?;
         anyhow::Ok(json!({
             "downtime_seconds": came.downtime_seconds,
             "qemu_downtime_seconds": came.qemu_downtime_seconds,

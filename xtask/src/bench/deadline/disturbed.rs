@@ -1,13 +1,13 @@
 //! Runs in which guest or link become others half-way.
 
-use super::Collected;
 use super::draw::Class;
 use super::voyage::Voyage;
+use super::{Collected, NONE_YET};
 use crate::bench::target::{Limit, Part};
 
 const TOLERANCE: (f64, f64) = (1.0, 0.01);
 const SHARE: f64 = 0.9;
-const DISTURBANCES: [Class; 4] = [
+pub(super) const DISTURBANCES: [Class; 4] = [
     Class::DirtyRate,
     Class::SetMoves,
     Class::LinkHalved,
@@ -22,6 +22,9 @@ pub(super) fn judge(collected: &Collected) -> Vec<Part> {
             .collect()
     };
     let all = of(&DISTURBANCES);
+    if all.is_empty() {
+        return vec![Part::missing("on time", NONE_YET)];
+    }
     let mut parts = vec![share("on time, whatever happened", &all).limit(Limit::AtLeast(SHARE))];
     for class in DISTURBANCES {
         parts.push(share(class.word(), &of(&[class])));

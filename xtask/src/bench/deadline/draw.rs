@@ -1,6 +1,7 @@
 //! Which migration is made in which run: drawn from seed and index alone. Whether
 //! its deadline can be met is known from what the guest was drawn as.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -85,6 +86,8 @@ const LEFT_HALF_WAY: f64 = 0.65;
 /// A pace the guest keeps up with after it is four times that.
 const SLOW_PAGES_PER_SECOND: u32 = 2000;
 const TIMES: u32 = 4;
+/// Of paths that are not the loopback.
+const ROUND_TRIPS_MS: Range<u64> = 20..60;
 /// Draws before it is a bug.
 const MOST_DRAWS: usize = 2000;
 
@@ -126,10 +129,6 @@ impl Class {
         )
     }
 
-    pub(super) const fn is_infeasible(self) -> bool {
-        matches!(self, Self::Infeasible | Self::LinkFalls)
-    }
-
     const fn change(self) -> Option<GuestChange> {
         match self {
             Self::DirtyRate => Some(GuestChange::Pace { times: TIMES }),
@@ -149,18 +148,23 @@ pub(super) fn draw(seed: u64, index: usize, quick: bool) -> Drawn {
     (0..MOST_DRAWS)
         .find_map(|attempt| {
             let scenario = Scenario::draw(nth + attempt * 5, &mut rng);
-            try_draw(class, scenario, quick, &mut rng)
+            try_draw((class, nth), scenario, quick, &mut rng)
         })
         .expect("every class has kinds that suit, which a test sees to")
 }
 
-fn try_draw(class: Class, scenario: Scenario, quick: bool, rng: &mut Rng) -> Option<Drawn> {
+fn try_draw(
+    (class, nth): (Class, usize),
+    scenario: Scenario,
+    quick: bool,
+    rng: &mut Rng,
+) -> Option<Drawn> {
     // Guests that change do so where a class says, and not beside.
     if scenario.changes() {
         return None;
     }
     match class {
-        Class::Downtime => downtime(scenario, rng),
+        Class::Downtime => downtime(nth, scenario, rng),
         Class::Infeasible => infeasible(scenario, quick, rng),
         Class::LinkFalls => link_falls(scenario, quick, rng),
         Class::Undisturbed => undisturbed(scenario, quick, rng),
@@ -169,7 +173,7 @@ fn try_draw(class: Class, scenario: Scenario, quick: bool, rng: &mut Rng) -> Opt
     }
 }
 
-fn downtime(scenario: Scenario, rng: &mut Rng) -> Option<Drawn> {
+fn downtime(nth: usize, scenario: Scenario, rng: &mut Rng) -> Option<Drawn> {
     (!scenario.kind.ends_with("beyond-knee")).then(|| Drawn {
         class: Class::Downtime,
         timed: Timed {
@@ -178,6 +182,8 @@ fn downtime(scenario: Scenario, rng: &mut Rng) -> Option<Drawn> {
             max_rate: None,
             link: None,
             link_change: None,
+            // Every other pair over a path with a round trip.
+            delay: (nth % 2 == 1).then(|| Duration::from_millis(rng.u64(ROUND_TRIPS_MS) / 2)),
             give_up: pacer_tests::scenario::run::GIVE_UP,
         },
         earliest: None,
@@ -370,6 +376,7 @@ fn drawn(
             max_rate: max_rate.map(whole),
             link: link.map(on_wire),
             link_change: None,
+            delay: None,
             give_up: Duration::from_secs_f64(deadline.max(earliest) * 2.0 + 60.0),
         },
         earliest: Some(earliest),
@@ -436,6 +443,7 @@ impl Drawn {
             max_rate,
             link,
             link_change,
+            delay,
             give_up,
         } = &self.timed;
         json!({
@@ -453,6 +461,7 @@ impl Drawn {
                 "after_seconds": change.after.as_secs_f64(),
                 "model": change.model,
             })),
+            "round_trip_seconds": delay.map(|one_way| (one_way * 2).as_secs_f64()),
             "give_up_seconds": give_up.as_secs_f64(),
             "model_earliest_seconds": self.earliest,
             "relay_first": (self.class == Class::Downtime).then_some(self.relay_first),
@@ -518,8 +527,12 @@ mod tests {
             |holds: &dyn Fn(&Drawn) -> bool| all.iter().filter(|drawn| holds(drawn)).count();
         assert_eq!(count(&|drawn| drawn.class == Class::Undisturbed), 48);
         assert_eq!(count(&|drawn| drawn.class.is_disturbed()), 32);
-        assert_eq!(count(&|drawn| drawn.class.is_infeasible()), 24);
+        assert_eq!(
+            count(&|drawn| matches!(drawn.class, Class::Infeasible | Class::LinkFalls)),
+            24
+        );
         assert_eq!(count(&|drawn| drawn.class == Class::Downtime), 16);
+        assert_eq!(count(&|drawn| drawn.timed.delay.is_some()), 8);
         let timed = count(&|drawn| drawn.class != Class::Downtime);
         let finish_at = count(&|drawn| matches!(drawn.timed.aim, Aim::FinishAt(_)));
         assert!(

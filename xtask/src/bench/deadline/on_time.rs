@@ -15,6 +15,9 @@ pub(super) fn share(collected: &Collected) -> Vec<Part> {
         let hits = voyages.iter().filter(is_on_time).count();
         Part::share(what, hits, voyages.len(), "of the runs")
     };
+    if feasible.is_empty() {
+        return vec![Part::missing("on time", NONE_YET)];
+    }
     let mut parts = vec![
         share(
             "on time, all that did not arrive among the misses".to_owned(),

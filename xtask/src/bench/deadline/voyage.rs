@@ -76,6 +76,8 @@ pub(super) struct Paired {
     pub(super) plain: Option<f64>,
     pub(super) relay: Option<f64>,
     pub(super) downtime_limit: Option<f64>,
+    /// Of the path between them; `None` is the loopback.
+    pub(super) round_trip: Option<f64>,
     pub(super) failed: Option<String>,
     pub(super) harm: Option<String>,
 }
@@ -221,6 +223,7 @@ impl Paired {
             plain: figures["plain"]["downtime_seconds"].as_f64(),
             relay: figures["relay"]["seen_downtime_seconds"].as_f64(),
             downtime_limit: parameters["scenario"]["downtime_limit_seconds"].as_f64(),
+            round_trip: parameters["round_trip_seconds"].as_f64(),
             failed: figures["failed"].as_str().map(str::to_owned),
             harm: figures["relay"]["harm"].as_str().map(str::to_owned),
         })
