@@ -262,7 +262,8 @@ impl Controller {
                     late(soonest) > -tolerance
                         || late(outlook.finish_if_worse(&fastest, SURE)) > 0.0
                 } else {
-                    late(soonest) > tolerance
+                    // What is late by less than it is early or late anyway is not sure.
+                    late(soonest) > 2.0 * tolerance
                         && late(outlook.finish_if_worse(&fastest, -SURE)) > tolerance
                 }
             }

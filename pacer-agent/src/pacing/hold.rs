@@ -83,12 +83,12 @@ fn most(outlook: &Outlook<'_>) -> f64 {
 
 fn keeps(outlook: &Outlook<'_>, approach: f64, cap: f64) -> Option<f64> {
     let total = outlook.state.total_pages;
-    let cap = cap.min(outlook.terms.link_rate);
+    let cap = cap.min(outlook.terms.link_rate).min(approach).max(1.0);
     let found = |seconds: f64| outlook.dirtying.pages_after(seconds, total) * NORMAL_PAGE_BYTES;
     // What goes round and round at the highest rate.
     let mut least = found(0.05);
     for _ in 0..ROUNDS {
-        least = found((least / approach.min(cap).max(1.0)).max(0.05));
+        least = found((least / cap).max(0.05));
     }
     let brink = (cap * BRINK_SECONDS)
         .min(total * PAGE_BYTES)

@@ -45,6 +45,9 @@ pub struct Session {
     phase: Phase,
     decision: Option<Decision>,
     commanded: Option<u64>,
+    /// The rate in force over the last seconds. How sure the guest is known depends on how
+    /// long passes are: with the last tick's rate, each would be an answer to itself.
+    usual_rate: f64,
     /// When the commanded rate changed, and what it was before.
     changed_at: Time,
     before_change: f64,
@@ -78,6 +81,8 @@ const EXTENT_UNCERTAINTY: (f64, f64, f64) = (0.15, 0.32, 1.5);
 const AT_LIMIT: f64 = 0.99;
 /// Bytes a second at which nothing gets anywhere.
 const STILL: u64 = 64 * 1024;
+/// What a tick counts for in the usual rate: 2 s.
+const USUAL_SHARE: f64 = 0.05;
 /// QEMU notices a change of rate after this.
 const MEASURING: Duration = Duration::from_millis(150);
 
@@ -99,6 +104,7 @@ impl Session {
             phase: Phase::Waiting,
             decision: None,
             commanded: None,
+            usual_rate: 0.0,
             changed_at: t0,
             before_change: 0.0,
             surprises: Surprises::default(),
@@ -336,7 +342,7 @@ impl Session {
     }
 
     fn outlook(&self, state: State) -> Outlook<'_> {
-        self.outlook_over(state, state.pending_bytes() / self.rate_in_force().max(1e6))
+        self.outlook_over(state, state.pending_bytes() / self.usual_rate.max(1e6))
     }
 
     /// The outlook where the pass in progress goes on for `left` seconds.
@@ -380,6 +386,8 @@ impl Session {
             self.command(rate, reason, now);
             return;
         };
+        let rate = self.rate_in_force();
+        self.usual_rate += (rate - self.usual_rate) * USUAL_SHARE;
         self.slow_guest(state, now);
         let caps = self.caps();
         let mut controller = self.controller.clone();

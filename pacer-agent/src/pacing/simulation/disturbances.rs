@@ -133,7 +133,7 @@ fn describe(scenario: &Scenario, run: &Run) -> String {
 fn check(disturbance: Disturbance, seconds: f64, share: f64, runs: u32, least: f64) {
     let mut draw = Draw(seed() * 1000);
     let (mut met, mut worst, mut refused) = (0, 0.0_f64, 0);
-    let (mut changes, mut turned) = (0.0_f64, 0.0_f64);
+    let (mut changes, mut turned, mut busiest) = (0.0_f64, 0.0_f64, String::new());
     let mut log = String::new();
     for _ in 0..runs {
         let scenario = feasible(&mut draw, disturbance);
@@ -153,7 +153,14 @@ fn check(disturbance: Disturbance, seconds: f64, share: f64, runs: u32, least: f
         let seconds = run.finish - scenario.start;
         let changed = f64::from(u32::try_from(run.rates.len()).unwrap_or(u32::MAX));
         changes = changes.max(changed / seconds);
-        turned = turned.max(turns(&run) / seconds);
+        if turns(&run) / seconds > turned {
+            turned = turns(&run) / seconds;
+            busiest = format!(
+                "{:?}\n{}",
+                &run.rates[..60.min(run.rates.len())],
+                describe(&scenario, &run)
+            );
+        }
     }
     let share_met = f64::from(met) / f64::from(runs);
     println!(
@@ -161,7 +168,10 @@ fn check(disturbance: Disturbance, seconds: f64, share: f64, runs: u32, least: f
     );
     assert!(share_met >= least, "{share_met}\n{log}");
     // A tick is 0.1 s.
-    assert!(changes < 7.0 && turned < 1.5, "{changes} {turned}");
+    assert!(
+        changes < 7.0 && turned < 1.5,
+        "{changes} {turned} {busiest}"
+    );
 }
 
 /// How often the rate goes from rising to falling by a tenth and more, trickles apart.

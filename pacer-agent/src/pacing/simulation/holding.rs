@@ -67,7 +67,7 @@ fn released_in_time_it_arrives_at_the_deadline() {
         let scenario = held(guest, at(60), 5.0, 35.0);
         let run = scenario.run();
         let error = error(&run, scenario.objective);
-        assert!(error.abs() <= 0.5, "{error} {guest:?}");
+        assert!(error.abs() <= 1.0, "{error} {guest:?}");
         assert!(
             run.verdicts
                 .iter()
