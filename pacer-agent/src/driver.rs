@@ -8,6 +8,7 @@ mod begin;
 mod control;
 mod draft;
 mod end;
+mod guest;
 mod inbox;
 mod record;
 mod switchover_bandwidth;
@@ -62,10 +63,6 @@ enum End {
     /// Pacer refuses this migration: the guest runs at the source.
     Refused(String),
     /// The guest stands still at the source for a reason of its own.
-    #[allow(
-        dead_code,
-        reason = "the events that end so are told by the monitor's watch"
-    )]
     Stopped(String),
     /// The guest ended by itself.
     GuestEnded,
@@ -115,6 +112,8 @@ pub struct Driver {
     ending: Option<(End, Time)>,
     /// The guest was told to be shut down from inside.
     guest_ended: bool,
+    /// The last error of a disk of the guest's.
+    io_error: Option<String>,
     /// Somebody paused the guest while it migrated.
     paused: bool,
     progress_asked: bool,
@@ -172,6 +171,7 @@ impl Driver {
             under_way: false,
             ending: None,
             guest_ended: false,
+            io_error: None,
             paused: false,
             progress_asked: false,
             next_progress: now,

@@ -62,7 +62,7 @@ pub struct Report {
     pub finished_at: String,
     /// The deadline.
     pub deadline_seconds: Option<f64>,
-    /// None yet: the deadline does not change while a migration runs.
+    /// Other deadlines, set while it ran or by a step of the wall's clock.
     pub deadline_changes: Vec<serde_json::Value>,
     /// t0 until the guest runs at the destination.
     pub total_seconds: Option<f64>,
@@ -92,7 +92,9 @@ pub struct Report {
     pub rates: Vec<Rate>,
     /// Steps of the handover.
     pub handover: Vec<Step>,
-    /// What slowed the guest; none in this version.
+    /// What the guest did by itself: reset, panic, shutdown, an error of a disk.
+    pub guest_events: Vec<serde_json::Value>,
+    /// What slowed the guest.
     pub throttle: Vec<serde_json::Value>,
     /// Disks moved; none in this version.
     pub disks: Vec<serde_json::Value>,
@@ -227,6 +229,7 @@ impl Report {
             rates: Vec::new(),
             handover: Vec::new(),
             preflight: Vec::new(),
+            guest_events: Vec::new(),
             throttle: Vec::new(),
             disks: Vec::new(),
             outages: Vec::new(),

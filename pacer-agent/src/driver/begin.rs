@@ -113,12 +113,9 @@ impl Driver {
 
     fn listen_to_qemu(&mut self) {
         if let Some(monitored) = &self.prepared.monitored {
-            // It ends with the monitor.
-            drop(
-                monitored
-                    .qmp
-                    .forward_events(self.events.clone(), Event::Qmp),
-            );
+            let qmp = monitored.qmp.clone();
+            self.tasks
+                .spawn(qmp.follow(self.events.clone(), Event::Qmp));
         }
         self.watch_process();
     }

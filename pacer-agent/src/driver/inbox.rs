@@ -12,7 +12,8 @@ use crate::link::Link;
 use crate::measure::Before;
 use crate::pacing::sample::{DirtyWindow, Ram};
 use crate::probe::Probe;
-use crate::qmp::{MigrationInfo, QmpError, QmpEvent, RunStatus};
+use crate::qmp::events::Heard;
+use crate::qmp::{MigrationInfo, QmpError, RunStatus};
 use crate::relay::channel::{self, Inspected, Rejected};
 use crate::relay::control::ControlError;
 use crate::relay::frame::Message;
@@ -27,7 +28,7 @@ const MOST_INSPECTED: usize = 16;
 /// Something that happened outside.
 pub(super) enum Event {
     /// QEMU said so.
-    Qmp(QmpEvent),
+    Qmp(Heard),
     /// A migration stream began.
     Inspected(Box<Inspected>, Option<SocketAddr>),
     /// Somebody else connected.
@@ -38,8 +39,8 @@ pub(super) enum Event {
     Channel(channel::Event),
     /// The answer to `query-migrate`.
     Progress(Result<MigrationInfo, QmpError>),
-    /// The answer to `query-status`, asked at STOP.
-    StatusAtStop(Result<RunStatus, QmpError>),
+    /// The answer to `query-status`, asked at STOP or after events were missed.
+    Status(Result<RunStatus, QmpError>),
     /// The guest's memory was looked through.
     Sized(Ram),
     /// The guest's memory was compared with what it was.

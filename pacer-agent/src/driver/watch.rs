@@ -17,7 +17,8 @@ use crate::pacing::session::{Action, Phase};
 use crate::pacing::time::Time;
 use crate::pacing::token_bucket::Rate;
 use crate::probe::EventKind;
-use crate::qmp::{MigrationInfo, QmpEvent};
+use crate::qmp::MigrationInfo;
+use crate::qmp::events::{Heard, QmpEvent};
 use crate::relay::channel;
 use crate::relay::control::ControlError;
 use crate::relay::frame::{DestinationState, Message};
@@ -26,7 +27,7 @@ use crate::stream::reader::Seen;
 /// `query-migrate` this often, besides once a pass.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// QEMU's monitor is not answered while the guest's last memory is sent.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const STATUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Past this without an answer to `migrate_cancel` QEMU's sockets are reset.
 const CANCEL_TIMEOUT: Duration = Duration::from_millis(500);
 /// QEMU notices a reset connection, or a cancel, within this.
@@ -42,7 +43,8 @@ const WALL_STEP_NANOS: u128 = 1_000_000_000;
 impl Driver {
     pub(super) async fn handle_event(&mut self, event: Event, now: Time) -> Option<End> {
         match event {
-            Event::Qmp(event) => return self.handle_qmp(&event, now).await,
+            Event::Qmp(Heard::Event(event)) => return self.handle_qmp(&event, now).await,
+            Event::Qmp(Heard::Missed) => self.ask_what_was_missed(now),
             Event::Inspected(inspected, peer) => {
                 if self.under_way || self.prepared.monitored.is_none() {
                     tracing::warn!(?peer, "one more migration stream was refused");
@@ -67,8 +69,8 @@ impl Driver {
                     Err(error) => tracing::debug!(%error, "no progress from QEMU"),
                 }
             }
-            Event::StatusAtStop(Ok(status)) if status.status == "paused" => self.on_paused(now),
-            Event::StatusAtStop(_) => {}
+            Event::Status(Ok(status)) => return self.handle_run_state(&status.status, now).await,
+            Event::Status(Err(error)) => tracing::debug!(%error, "QEMU does not say its state"),
             Event::Sized(ram) => self.on_ram(ram),
             Event::Compared(window) => self.on_compared(window, now),
             Event::MigrateRefused(error) => return Some(End::Failed(error.to_string())),
@@ -106,20 +108,12 @@ impl Driver {
     async fn handle_qmp(&mut self, event: &QmpEvent, now: Time) -> Option<End> {
         tracing::debug!(name = event.name, data = %event.data, "QEMU's event");
         match event.name.as_str() {
-            "STOP" if self.under_way && !self.guest_ended => self.on_stop(now),
-            "STOP" if !self.under_way => self.on_pause_changed(true),
-            "RESUME" => self.on_pause_changed(false),
             "MIGRATION_PASS" => self.next_progress = now,
-            "SHUTDOWN" if event.data.get("guest") == Some(&true.into()) => {
-                tracing::warn!("the guest itself ends");
-                self.guest_ended = true;
-                return self.cancel(End::GuestEnded, now).await;
-            }
             "MIGRATION" => {
                 let status = event.data.get("status").and_then(|value| value.as_str());
                 return self.handle_status(status.unwrap_or_default());
             }
-            _ => {}
+            _ => return self.handle_guest_event(event, now).await,
         }
         None
     }
@@ -181,29 +175,8 @@ impl Driver {
         fault::point("source-stop");
         let reason = "guest stopped, bucket open".to_owned();
         self.record.rate(u64::MAX, reason, &self.session, at);
-        // A person may have stopped it: then QEMU answers, and says `paused`.
-        if let Some(monitored) = &self.prepared.monitored {
-            let (qmp, events) = (monitored.qmp.clone(), self.events.clone());
-            self.tasks.spawn(async move {
-                let status = qmp
-                    .execute_within("query-status", serde_json::Value::Null, STATUS_TIMEOUT)
-                    .await;
-                let _ = events.send(Event::StatusAtStop(status));
-            });
-        }
-    }
-
-    /// It was not the switchover: somebody paused the guest. It arrives paused.
-    fn on_paused(&mut self, now: Time) {
-        tracing::info!("the guest was paused; the migration goes on, and it will arrive paused");
-        self.on_pause_changed(true);
-        self.switchover.stopped_at = None;
-        self.switchover.due = None;
-        if let Some(rate) = self.session.rate() {
-            self.shared.gate.set_rate(Rate::from_bytes_per_second(rate));
-            let reason = "the guest was paused by somebody".to_owned();
-            self.record.rate(rate, reason, &self.session, now);
-        }
+        // A person may have stopped it, or the guest itself: then QEMU answers.
+        self.ask_run_state();
     }
 
     fn handle_channel(&mut self, event: channel::Event, now: Time) -> Option<End> {
@@ -363,8 +336,11 @@ impl Driver {
 
     pub(super) fn ask_progress(&mut self, now: Time) {
         let due = now >= self.next_progress && !self.progress_asked;
-        // Past STOP the monitor does not answer, and an event says the rest.
-        if !self.under_way || !due || self.switchover.stopped_at.is_some() {
+        // Past STOP the monitor does not answer, and an event says the rest; if it is
+        // overdue and the destination has loaded the guest, that was missed.
+        let is_overdue = self.watch.was_loaded() && self.is_overdue(now);
+        let is_quiet = self.switchover.stopped_at.is_some() && !is_overdue;
+        if !self.under_way || !due || is_quiet {
             return;
         }
         let Some(monitored) = &self.prepared.monitored else {
@@ -441,11 +417,14 @@ impl Driver {
         });
     }
 
+    fn is_overdue(&self, now: Time) -> bool {
+        self.switchover.due.is_some_and(|due| now >= due)
+    }
+
     /// What is due by time: the switchover's end, a cancel's, the source's state.
     pub(super) async fn check_due(&mut self, now: Time) -> Option<End> {
-        let overdue = self.switchover.due.is_some_and(|due| now >= due);
         // Without QMP and past SHUT only the source's state is waited for.
-        if overdue && self.ending.is_none() && !self.watch.was_loaded() {
+        if self.is_overdue(now) && self.ending.is_none() && !self.watch.was_loaded() {
             self.switchover.due = None;
             tracing::warn!("the switchover takes too long; the guest goes back to the source");
             self.record.step("P2 timeout", now);

@@ -1,6 +1,9 @@
 //! QEMU's monitor, as far as Pacer uses it.
 
+pub mod events;
+
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use qmp::{CallOptions, Client, ConnectOptions, Endpoint};
@@ -61,19 +64,12 @@ pub enum QmpError {
     },
 }
 
-/// A connection to one QEMU's monitor.
+/// A connection to one QEMU's monitor. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Qmp {
-    client: Client,
-}
-
-/// An event of QEMU's.
-#[derive(Clone, Debug)]
-pub struct QmpEvent {
-    /// Its name, for instance `STOP`.
-    pub name: String,
-    /// Its data.
-    pub data: Value,
+    path: PathBuf,
+    /// Another one once [`events`] has connected anew.
+    client: Arc<RwLock<Client>>,
 }
 
 /// `query-status`.
@@ -145,26 +141,17 @@ impl Qmp {
     ///
     /// If nothing, or something else, or nothing in time answers there.
     pub async fn connect(path: &Path) -> Result<Self, QmpError> {
-        let options = ConnectOptions {
-            default_timeout: Some(COMMAND_TIMEOUT),
-            ..ConnectOptions::default()
-        };
-        let connecting = Client::connect_with_options(Endpoint::unix(path), options);
-        let reason = match tokio::time::timeout(GREETING_TIMEOUT, connecting).await {
-            Ok(Ok(client)) => return Ok(Self { client }),
-            Err(_) => return Err(QmpError::Busy(path.to_owned())),
-            Ok(Err(qmp::Error::Io { source })) => {
-                return Err(QmpError::Absent {
-                    path: path.to_owned(),
-                    reason: source.to_string(),
-                });
-            }
-            Ok(Err(error)) => error.to_string(),
-        };
-        Err(QmpError::NotQmp {
+        let client = connect(path).await?;
+        Ok(Self {
             path: path.to_owned(),
-            reason,
+            client: Arc::new(RwLock::new(client)),
         })
+    }
+
+    fn client(&self) -> Client {
+        // Whole after every call.
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
+        client.clone()
     }
 
     /// QEMU's version, as `10.0.2`.
@@ -177,36 +164,9 @@ impl Qmp {
     /// QEMU's version in numbers.
     #[must_use]
     pub fn version_numbers(&self) -> (u64, u64, u64) {
-        let qemu = self.client.greeting().qmp.version.qemu;
+        let client = self.client();
+        let qemu = client.greeting().qmp.version.qemu;
         (qemu.major, qemu.minor, qemu.micro)
-    }
-
-    /// Passes QEMU's events to `events` until the monitor is gone.
-    pub fn forward_events<E: Send + 'static>(
-        &self,
-        events: tokio::sync::mpsc::UnboundedSender<E>,
-        wrap: impl Fn(QmpEvent) -> E + Send + 'static,
-    ) -> tokio::task::JoinHandle<()> {
-        let mut stream = self.client.events();
-        tokio::spawn(async move {
-            loop {
-                match stream.recv().await {
-                    Ok(event) => {
-                        let event = QmpEvent {
-                            name: event.name,
-                            data: event.data,
-                        };
-                        if events.send(wrap(event)).is_err() {
-                            return;
-                        }
-                    }
-                    Err(qmp::Error::EventLagged { missed }) => {
-                        tracing::warn!(missed, "QEMU's events came faster than they were read");
-                    }
-                    Err(_) => return,
-                }
-            }
-        })
     }
 
     /// Executes `command` and reads its reply.
@@ -239,7 +199,7 @@ impl Qmp {
             timeout: Some(timeout),
             cancel: None,
         };
-        self.client
+        self.client()
             .execute_with_options(command, arguments, options)
             .await
             .map_err(|error| explain(command, timeout, error))
@@ -324,6 +284,29 @@ impl Qmp {
     pub async fn set_parameters(&self, parameters: Value) -> Result<(), QmpError> {
         self.run("migrate-set-parameters", parameters).await
     }
+}
+
+async fn connect(path: &Path) -> Result<Client, QmpError> {
+    let options = ConnectOptions {
+        default_timeout: Some(COMMAND_TIMEOUT),
+        ..ConnectOptions::default()
+    };
+    let connecting = Client::connect_with_options(Endpoint::unix(path), options);
+    let reason = match tokio::time::timeout(GREETING_TIMEOUT, connecting).await {
+        Ok(Ok(client)) => return Ok(client),
+        Err(_) => return Err(QmpError::Busy(path.to_owned())),
+        Ok(Err(qmp::Error::Io { source })) => {
+            return Err(QmpError::Absent {
+                path: path.to_owned(),
+                reason: source.to_string(),
+            });
+        }
+        Ok(Err(error)) => error.to_string(),
+    };
+    Err(QmpError::NotQmp {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 fn explain(command: &str, timeout: Duration, error: qmp::Error) -> QmpError {
