@@ -268,6 +268,8 @@ enum Expected {
 /// Kills the agent of `side` at `point`; its supervisor sees to the rest.
 fn check_supervised(side: Side, point: &str, expected: Expected) -> Result<()> {
     let mut options = options()?;
+    // A source that has heard RUNNING does not come again.
+    options.destination.flags = vec!["--outage-budget".into(), "8s".into()];
     stop_at(&mut options, side, point);
     let pair = Pair::start(&options)?;
     let victim = match side {
@@ -294,6 +296,7 @@ fn finish_supervised(
     let code = pair.source_agent.wait(TIMEOUT)?;
     let survivor = running(pair)?.context("nobody runs")?;
     eprintln!("the guest runs {runs_after:.1?} after, exit code {code}");
+    ensure!(runs_after < Duration::from_secs(5), "it took too long");
     survivor.verify_bare(&BARE)?;
     let at_source = std::ptr::eq(survivor, &pair.source);
     ensure!(
@@ -552,5 +555,39 @@ fn a_guest_that_has_just_arrived_may_be_cancelled_at_once() -> Result<()> {
     ensure!(report["outcome"] == "cancelled", "{report:#}");
     ensure!(pair.destination.status()? == "running");
     pair.verify_destination()?;
+    Ok(())
+}
+
+/// Without Pacer to continue it, the guest goes on by QEMU itself, or by whoever
+/// holds it; each step is in the report all the same.
+#[test]
+#[ignore = "needs QEMU"]
+fn others_may_continue_the_guest() -> Result<()> {
+    for handover in ["qemu", "external"] {
+        let mut options = options()?;
+        options.incoming_defer = false;
+        options.destination.qmp = false;
+        options.destination.flags = vec!["--handover".into(), handover.into()];
+        let pair = Pair::start(&options)?;
+        let code = pair
+            .source_agent
+            .wait(TIMEOUT)
+            .with_context(|| logs(&pair))?;
+        ensure!(code == 0, "exit code {code}\n{}", logs(&pair));
+        let report = pair.report()?;
+        let steps: Vec<&str> = report["handover"]
+            .as_array()
+            .context("steps")?
+            .iter()
+            .filter_map(|step| step["step"].as_str())
+            .collect();
+        let expected = ["P1 START", "P2 STOP", "P3 source completed"];
+        ensure!(steps.starts_with(&expected), "{steps:?}");
+        ensure!(steps.last() == Some(&"P6 RUNNING"), "{steps:?}");
+        let warned = pair.destination_agent.log().contains("run twice");
+        ensure!(warned == (handover == "qemu"), "{}", logs(&pair));
+        ensure!(!pair.source.is_alive(), "the source's QEMU has quit");
+        pair.verify_destination()?;
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use account::Account;
 
-use super::source::{Completed, Ended, quit_source};
+use super::source::{Completed, Ended, OnStep, quit_source};
 use super::{continue_guest, has_completed, is_broken, is_left_by_migration, reconnect};
 use crate::cli::{SourceAfter, SourceArgs};
 use crate::clock;
@@ -158,7 +158,11 @@ impl Recovery {
 
     async fn go_on(&mut self, qmp: Option<&Qmp>) -> Concluded {
         match (self.entry.step, qmp) {
-            (Step::Done, _) => self.arrived(self.account.last_step()),
+            (Step::Done, _) => {
+                let at = self.account.last_step();
+                self.completed(None, Completed::done).await;
+                self.arrived(at)
+            }
             (Step::Committing, _) => self.hand_over(qmp).await,
             (_, Some(qmp)) => self.settle(qmp).await,
             (Step::Returned, None) => Concluded::new(
@@ -282,8 +286,7 @@ impl Recovery {
         F: Future<Output = T>,
     {
         let account = &mut self.account;
-        let boxed: Box<dyn FnMut(&str, Time) + Send> =
-            Box::new(move |name, at| account.step(name, at));
+        let on_step: OnStep<'a> = Box::new(move |name, at| account.step(name, at));
         act(Completed {
             link: None,
             qmp,
@@ -293,7 +296,7 @@ impl Recovery {
             status_timeout: self.args.switchover_timeout,
             commit_timeout: self.args.agent.outage_budget,
             asked_to_end: &self.asked_to_end,
-            on_step: boxed,
+            on_step,
         })
         .await
     }

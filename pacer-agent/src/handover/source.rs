@@ -20,6 +20,9 @@ const ANSWER: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 const RECONNECT: Duration = Duration::from_millis(500);
 
+/// Is told of a step as it is taken.
+pub type OnStep<'a> = Box<dyn FnMut(&str, Time) + Send + 'a>;
+
 /// What the source knows and may use once its QEMU says `completed`.
 pub struct Completed<'a> {
     /// The link, while it is up.
@@ -39,7 +42,7 @@ pub struct Completed<'a> {
     /// The operator asks to end: COMMIT is repeated for `status_timeout` only.
     pub asked_to_end: &'a AtomicBool,
     /// Told of each step as it is taken.
-    pub on_step: Box<dyn FnMut(&str, Time) + Send + 'a>,
+    pub on_step: OnStep<'a>,
 }
 
 /// How the handover ended.
@@ -142,6 +145,15 @@ impl Completed<'_> {
         if let Some(link) = self.link.take() {
             link.close().await;
         }
+    }
+
+    /// Tells the destination that nothing more will come, if it listens still.
+    pub async fn done(mut self) {
+        let done = Message::Done {
+            attempt: self.entry.attempt,
+        };
+        // There is no answer to it but the end of the connection.
+        let _ = self.ask(&done).await;
     }
 
     /// Why the destination cannot have the guest, if it says so within `patience`.
