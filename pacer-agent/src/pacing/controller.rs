@@ -85,7 +85,7 @@ const SPARE: f64 = 0.01;
 const PESSIMISM: f64 = 0.7;
 /// How much calmer than expected, in deviations, the guest may be without the
 /// migration ending early.
-const OPTIMISM: f64 = 1.0;
+const OPTIMISM: f64 = 2.0;
 /// So much too early is early.
 const EARLY_SECONDS: f64 = 0.3;
 /// The threshold at a sync that must not complete, over what it will find.

@@ -15,7 +15,7 @@ pub struct DiskGuard {
 /// So much is left of the rate where the disk is too slow,
 const LESS: f64 = 0.7;
 /// and so much is tried where it takes less than this share of the limit.
-const MORE: f64 = 1.1;
+const MORE: f64 = 1.25;
 const WELL_BELOW: f64 = 0.7;
 /// A change takes this long to show in the disk's times.
 const EFFECT: Duration = Duration::from_millis(500);

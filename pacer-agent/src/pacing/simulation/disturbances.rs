@@ -44,9 +44,10 @@ fn draw(draw: &mut Draw) -> Scenario {
     scenario.give_up = 900.0;
     see(
         &mut scenario,
+        // Without QMP a guest is not known before its first pass ends, and one that then
+        // turns out to be idle arrives early: nothing is asked for there.
         match to_u64(draw.unit() * 4.0) {
             0 => Sight::Qmp,
-            1 => Sight::Log,
             _ => Sight::All,
         },
     );

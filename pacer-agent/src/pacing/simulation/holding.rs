@@ -9,6 +9,7 @@ use super::synthetic::SyntheticGuest;
 use crate::pacing::controller::{Objective, Reason, Verdict};
 use crate::pacing::number::to_f64;
 use crate::pacing::objective::Limits;
+use crate::pacing::sample::Sample;
 
 fn guests() -> [SyntheticGuest; 5] {
     let idle = SyntheticGuest::idle(1024.0, 600.0);
@@ -130,4 +131,44 @@ fn limits_and_objectives_are_judged_anew_at_once() {
         .filter(|rate| (20.1..25.0).contains(&rate.0));
     assert!(limited.into_iter().all(|rate| rate.1 <= 10_000_000));
     assert!((run.finish - 80.0).abs() < 0.5, "{}", run.finish);
+}
+
+#[test]
+fn a_guest_is_slowed_only_where_nothing_else_helps() {
+    let guest = SyntheticGuest::idle(1024.0, 600.0).scattering(60_000.0, 12_000.0);
+    let slowed = |converge: bool, rate: u64| {
+        let mut scenario = scenario(guest, at(60));
+        scenario.give_up = 70.0;
+        scenario.limits.max_rate = Some(rate);
+        scenario.limits.converge = converge;
+        scenario.run()
+    };
+    assert_eq!(slowed(false, 30_000_000).throttles, []);
+    assert_eq!(slowed(true, 100_000_000).throttles, []);
+    // The models' guest does not mind being slowed, so that it is tried to the end.
+    let run = slowed(true, 30_000_000);
+    let percents: Vec<u8> = run.throttles.iter().map(|throttle| throttle.1).collect();
+    assert!(percents.len() > 1, "{percents:?}");
+    assert!(percents.is_sorted_by(|one, other| one < other) && percents[0] <= 21);
+    assert!(percents.iter().all(|percent| *percent <= 99));
+}
+
+#[test]
+fn a_slow_disk_holds_the_migration_back_for_as_long_as_it_is_slow() {
+    let guest = SyntheticGuest::idle(2048.0, 1500.0).scattering(2000.0, 500.0);
+    let mut scenario = scenario(guest, Objective::Fastest);
+    scenario.limits.disk_latency_limit = Some(Duration::from_millis(20));
+    let mut seconds = 3.0;
+    while seconds < 30.0 {
+        let mean = Duration::from_millis(if seconds < 10.0 { 50 } else { 2 });
+        scenario
+            .before
+            .push((seconds, Sample::DiskLatency { mean }));
+        seconds += 0.5;
+    }
+    let run = scenario.run();
+    let slow = mean_rate(&run.rates, 7.0, 10.0);
+    assert!((0.9e6..20e6).contains(&slow), "{slow}");
+    assert!(run.rates.iter().any(|rate| rate.2 == Reason::DiskLatency));
+    assert!(run.finish < 60.0, "{}", run.finish);
 }
