@@ -127,11 +127,9 @@ impl Guest {
     fn new(total_bytes: u64, disk_bytes: u64, objective: Objective) -> Self {
         let config = SessionConfig {
             objective,
-            limits: Limits {
-                max_rate: None,
-                downtime_limit: Duration::from_millis(300),
-            },
+            limits: Limits::default(),
             switchover_overhead: Duration::from_millis(50),
+            not_before: None,
         };
         let mut session = Session::new(config, Time::ZERO);
         let ram = Ram {

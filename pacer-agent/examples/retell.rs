@@ -98,6 +98,7 @@ impl Told {
                 objective: trace.header.objective,
                 limits: trace.header.limits,
                 switchover_overhead: trace.header.switchover_overhead,
+                not_before: trace.header.not_before,
             },
         };
         if print_curve {

@@ -152,6 +152,10 @@ pub struct SourceArgs {
     /// What to do if the deadline cannot be met.
     #[arg(long, value_enum, default_value_t = OnInfeasible::BestEffort)]
     pub on_infeasible: OnInfeasible,
+    /// Hold the migration back while a request to the guest's disks takes longer
+    /// than this on average.
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
+    pub disk_latency_limit: Option<Duration>,
     /// What becomes of the source's QEMU once the guest runs at the destination.
     #[arg(long, value_enum, default_value_t = SourceAfter::Quit)]
     pub source_after: SourceAfter,
@@ -295,6 +299,9 @@ pub struct SimulateArgs {
     /// How long the guest may stand at the switchover.
     #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration)]
     pub downtime_limit: Option<Duration>,
+    /// Give up after so much of the migration's time: one that never ends ends then.
+    #[arg(long, value_name = "DURATION", default_value = "2h", value_parser = parse_positive_duration)]
+    pub give_up: Duration,
     /// One JSON object, and nothing else on standard output.
     #[arg(long)]
     pub json: bool,

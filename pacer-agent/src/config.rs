@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cli::SourceArgs;
+use crate::cli::{OnInfeasible, SourceArgs};
 use crate::exit::Failure;
 use crate::pacing::controller::{Limits, Objective};
 use crate::units::Rate;
@@ -114,6 +114,8 @@ pub fn limits(args: &SourceArgs) -> Limits {
     Limits {
         max_rate: args.max_rate.map(Rate::bytes_per_second),
         downtime_limit: args.downtime_limit,
+        disk_latency_limit: args.disk_latency_limit,
+        converge: args.on_infeasible == OnInfeasible::Converge,
     }
 }
 

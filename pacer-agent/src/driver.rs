@@ -133,6 +133,7 @@ impl Driver {
             objective: prepared.wish.objective(clock::wall()),
             limits: crate::config::limits(&prepared.args),
             switchover_overhead: crate::config::SWITCHOVER_OVERHEAD,
+            not_before: None,
         };
         Self {
             session: Session::new(config, now),

@@ -98,10 +98,12 @@ fn simulate(trace: &Trace, args: &SimulateArgs) -> Option<Told> {
             objective: trace.header.objective,
             limits: limits(trace, args),
             switchover_overhead: trace.header.switchover_overhead,
+            not_before: trace.header.not_before,
         },
     };
     let objective = objective(trace, args);
-    let scenario = recording.scenario(objective)?;
+    let mut scenario = recording.scenario(objective)?;
+    scenario.give_up = args.give_up.as_secs_f64();
     let began = Instant::now();
     let run = scenario.run();
     let took = began.elapsed();
@@ -120,16 +122,14 @@ fn simulate(trace: &Trace, args: &SimulateArgs) -> Option<Told> {
 }
 
 fn limits(trace: &Trace, args: &SimulateArgs) -> Limits {
-    let Limits {
-        max_rate,
-        downtime_limit,
-    } = trace.header.limits;
+    let then = trace.header.limits;
     Limits {
         max_rate: args
             .max_rate
             .map(|rate| rate.bytes_per_second())
-            .or(max_rate),
-        downtime_limit: args.downtime_limit.unwrap_or(downtime_limit),
+            .or(then.max_rate),
+        downtime_limit: args.downtime_limit.unwrap_or(then.downtime_limit),
+        ..then
     }
 }
 

@@ -53,6 +53,7 @@ fn recording<'a>(trace: &Trace, samples: &'a [(Time, Sample)]) -> Recording<'a> 
             objective: header.objective,
             limits: header.limits,
             switchover_overhead: header.switchover_overhead,
+            not_before: header.not_before,
         },
     }
 }

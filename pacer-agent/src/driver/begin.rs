@@ -94,6 +94,7 @@ impl Driver {
             objective,
             limits: crate::config::limits(&self.prepared.args),
             switchover_overhead: crate::config::SWITCHOVER_OVERHEAD,
+            not_before: None,
         };
         self.session = Session::new(config, t0);
         self.record.start(t0, &config);

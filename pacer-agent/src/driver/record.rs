@@ -82,6 +82,7 @@ impl Record {
                 objective: config.objective,
                 limits: config.limits,
                 switchover_overhead: config.switchover_overhead,
+                not_before: config.not_before,
             };
             trace.begin(&header, t0);
         }
@@ -141,6 +142,14 @@ impl Record {
                 self.say_verdict(*verdict, earliest, &reason.to_string());
             }
             Action::PassEnded(pass) => self.report.passes.push((*pass).into()),
+            Action::Throttle { percent, reason } => {
+                tracing::info!("max-cpu-throttle is set to {percent} ({reason})");
+                self.trace(now, &Entry::Throttle(*percent));
+                let at_seconds = self.seconds(now);
+                self.report.throttle.push(serde_json::json!({
+                    "at_seconds": at_seconds, "what": "max-cpu-throttle", "value": percent
+                }));
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::fault;
 use crate::handover::completion::Completion;
 use crate::measure;
-use crate::pacing::controller::Verdict;
+use crate::pacing::controller::{Reason, Verdict};
 use crate::pacing::sample::{DirtyWindow, QemuProgress, Ram, Sample};
 use crate::pacing::session::{Action, Phase};
 use crate::pacing::time::Time;
@@ -394,8 +394,11 @@ impl Driver {
                 Action::OpenBucket { .. } => self.shared.gate.set_rate(Rate::Open),
                 Action::Verdict {
                     verdict: Verdict::Infeasible,
+                    reason,
                     ..
-                } => infeasible = true,
+                    // Whoever holds it back knows that it will be late.
+                } => infeasible |= *reason != Reason::Held,
+                Action::Throttle { percent, .. } => self.throttle(*percent),
                 Action::PassEnded(_) => self.stop_following(),
                 Action::Verdict { .. } | Action::Forecast(_) => {}
             }
@@ -415,6 +418,23 @@ impl Driver {
             };
         }
         None
+    }
+
+    /// Lets QEMU's auto-converge slow the guest by as much.
+    fn throttle(&mut self, percent: u8) {
+        let Some(monitored) = &self.prepared.monitored else {
+            return;
+        };
+        let qmp = monitored.qmp.clone();
+        self.tasks.spawn(async move {
+            let arguments = serde_json::json!({ "max-cpu-throttle": percent });
+            let set: Result<serde_json::Value, _> = qmp
+                .execute_within("migrate-set-parameters", arguments, STATUS_TIMEOUT)
+                .await;
+            if let Err(error) = set {
+                tracing::warn!(%error, "the guest cannot be slowed");
+            }
+        });
     }
 
     /// What is due by time: the switchover's end, a cancel's, the source's state.

@@ -16,6 +16,8 @@ pub struct SessionConfig {
     pub limits: Limits,
     /// What a switchover takes besides copying.
     pub switchover_overhead: Duration,
+    /// From t0: until then it is held. `None` is not at all.
+    pub not_before: Option<Duration>,
 }
 
 /// What the driver should do.
@@ -50,6 +52,13 @@ pub enum Action {
     },
     /// A pass ended.
     PassEnded(PassRecord),
+    /// Set QEMU's `max-cpu-throttle`: auto-converge may slow the guest by as much.
+    Throttle {
+        /// 1 to 99.
+        percent: u8,
+        /// Why.
+        reason: Reason,
+    },
 }
 
 /// One forecast, as the report keeps it. Seconds are from t0.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use super::forecast::{Outlook, lowest_rate};
+use super::hold::Brink;
 use super::number::{to_duration, to_f64, to_u64};
 pub use super::objective::{Limits, Objective, Reason, Verdict};
 use super::passes::{PAGE_BYTES, Plan};
@@ -37,6 +38,17 @@ pub struct Caps {
     /// The most that can be relied on: not more than a link nobody measured has
     /// shown it takes, and a little.
     pub sure: f64,
+    /// What the operator allows; `None` is as much as the link takes.
+    pub limited: Option<u64>,
+}
+
+/// Whether the migration may complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gate {
+    /// It must not, until somebody releases it or a time has come.
+    pub is_held: bool,
+    /// It will not before so many seconds from now.
+    pub opens_in: f64,
 }
 
 /// Chooses the rate.
@@ -46,6 +58,7 @@ pub struct Controller {
     verdict: Verdict,
     /// The last rate that was not a trickle, bytes a second.
     steady_rate: f64,
+    is_best_effort: bool,
 }
 
 /// The part of the time to the deadline that is kept for the sprint.
@@ -60,6 +73,13 @@ const FLOOR_OVER_KNEE: f64 = 1.3;
 /// Without a deadline a plan is given up as never ending only if it would not end
 /// for a guest that is so many deviations calmer than expected either.
 const CALMER: f64 = 1.0;
+/// A deadline is called out of reach only if a guest that is so many deviations calmer
+/// than expected would be late as well, and within reach again only if one that is as
+/// much busier would not.
+const SURE: f64 = 0.5;
+/// Best effort is left only where so much of the time that is left would be to spare, so
+/// as not to go back and forth.
+const SPARE: f64 = 0.01;
 /// How much busier than expected, in deviations, the guest is planned for while
 /// there is time to correct it downwards.
 const PESSIMISM: f64 = 0.7;
@@ -69,10 +89,10 @@ const OPTIMISM: f64 = 1.0;
 /// So much too early is early.
 const EARLY_SECONDS: f64 = 0.3;
 /// The threshold at a sync that must not complete, over what it will find.
-const SYNC_SHARE: f64 = 0.4;
+pub(super) const SYNC_SHARE: f64 = 0.4;
 /// How far from QEMU's threshold a pass is kept that must not end yet: a tick,
 /// a sample and QEMU's measuring.
-const FADE_SECONDS: f64 = 0.35;
+pub(super) const FADE_SECONDS: f64 = 0.35;
 /// A wait shorter than two ticks is not worth a change of rate.
 const LEAST_WAIT_SECONDS: f64 = 0.2;
 /// How far above a sure sprint a rate may be that is waited for.
@@ -105,6 +125,7 @@ impl Controller {
             objective,
             verdict: Verdict::Unknown,
             steady_rate: 0.0,
+            is_best_effort: false,
         }
     }
 
@@ -117,6 +138,11 @@ impl Controller {
     /// Aims at something else from now on.
     pub const fn set_objective(&mut self, objective: Objective) {
         self.objective = objective;
+        self.judge_anew();
+    }
+
+    /// What was said before counts no more.
+    pub const fn judge_anew(&mut self) {
         self.verdict = Verdict::Unknown;
     }
 
@@ -127,20 +153,51 @@ impl Controller {
     }
 
     /// The decision for this tick. `now` is the time since t0, `caps` what the
-    /// link and the operator allow, and `limited` the operator's own limit.
+    /// link and the operator allow.
     pub fn decide(
         &mut self,
         outlook: &Outlook<'_>,
         now: Duration,
         caps: Caps,
-        limited: Option<u64>,
+        gate: Gate,
     ) -> Decision {
         let now = now.as_secs_f64();
         let cap = caps.possible.max(1.0);
-        let earliest = outlook.outcome(&Plan::constant(cap)).finish;
-        let (plan, reason) = match self.objective {
+        let soonest = outlook.outcome(&Plan::constant(cap)).finish;
+        let (plan, reason) = self.pursue(outlook, now, caps);
+        self.is_best_effort = reason == Reason::BestEffort;
+        if !matches!(reason, Reason::Waiting) {
+            self.steady_rate = plan.rate_now();
+        }
+        self.judge(outlook, &plan, now, soonest, cap, gate.opens_in);
+        let most = caps.limited.unwrap_or(u64::MAX);
+        let rate = match (self.objective, reason) {
+            // Also where the link takes less: that may change.
+            (Objective::Fixed(rate), _) => rate.min(most),
+            // What goes then is what the link takes.
+            (Objective::Fastest, _) | (_, Reason::BestEffort) => most,
+            _ => to_u64(plan.rate_now().ceil()),
+        };
+        let (rate, reason) = match gate.is_held {
+            true => self.hold(outlook, &plan, rate, reason, cap),
+            false => (rate.max(1), reason),
+        };
+        Decision {
+            rate,
+            reason,
+            verdict: self.verdict,
+            earliest_feasible: (self.verdict != Verdict::Unknown && soonest.is_finite())
+                .then(|| to_duration(now + soonest.max(gate.opens_in))),
+            plan,
+        }
+    }
+
+    /// What leads to the objective.
+    fn pursue(&self, outlook: &Outlook<'_>, now: f64, caps: Caps) -> (Plan, Reason) {
+        let cap = caps.possible.max(1.0);
+        match self.objective {
             Objective::Fixed(rate) => {
-                let rate = limited.map_or(rate, |limit| rate.min(limit));
+                let rate = caps.limited.map_or(rate, |limit| rate.min(limit));
                 (Plan::constant(to_f64(rate).min(cap)), Reason::Fixed)
             }
             Objective::Fastest => (Plan::constant(cap), Reason::Fastest),
@@ -154,51 +211,72 @@ impl Controller {
                 let margin = (deadline * BY_MARGIN.0).max(BY_MARGIN.1).min(left / 2.0);
                 self.meet(outlook, deadline, left - margin, caps, false)
             }
-        };
-        if reason != Reason::Waiting {
-            self.steady_rate = plan.rate_now();
         }
-        self.judge(outlook, &plan, now, earliest);
-        let rate = match self.objective {
-            // Also where the link takes less: that may change.
-            Objective::Fixed(rate) => limited.map_or(rate, |limit| rate.min(limit)),
-            Objective::Fastest if limited.is_none() => u64::MAX,
-            _ => to_u64(plan.rate_now().ceil()),
+    }
+
+    /// As the objective has it up to the brink, and there no more than holds it. What
+    /// has a deadline is at the brink in time for its sprint.
+    fn hold(
+        &self,
+        outlook: &Outlook<'_>,
+        plan: &Plan,
+        rate: u64,
+        reason: Reason,
+        cap: f64,
+    ) -> (u64, Reason) {
+        let brink = Brink::of(outlook, plan.rate_now().max(1.0), cap);
+        let is_early = matches!(reason, Reason::Steady | Reason::Reserve | Reason::Waiting);
+        let wanted = match brink.keeps() {
+            Some(keeps) if !is_early => to_u64(keeps.ceil()).min(rate),
+            _ => rate,
         };
-        Decision {
-            rate: rate.max(1),
-            reason,
-            verdict: self.verdict,
-            earliest_feasible: (outlook.dirtying.curve.is_some() && earliest.is_finite())
-                .then(|| to_duration(now + earliest)),
-            plan,
+        let most = to_u64(brink.most());
+        let rate = wanted.min(most).max(1);
+        if rate < wanted || brink.keeps().is_some() && !is_early {
+            (rate, Reason::Held)
+        } else {
+            (rate, reason)
         }
     }
 
     /// Feasible and infeasible are left only when the other is sure, so that
     /// the verdict does not flicker where the deadline is just within reach.
     /// Without a deadline it is whether the plan ever ends.
-    fn judge(&mut self, outlook: &Outlook<'_>, plan: &Plan, now: f64, earliest: f64) {
-        if outlook.dirtying.curve.is_none() {
-            self.verdict = Verdict::Unknown;
-            return;
-        }
-        let (late, tolerance) = match self.objective.deadline() {
+    fn judge(
+        &mut self,
+        outlook: &Outlook<'_>,
+        plan: &Plan,
+        now: f64,
+        soonest: f64,
+        cap: f64,
+        opens_in: f64,
+    ) {
+        let is_known = outlook.dirtying.curve.is_some();
+        let is_infeasible = match self.objective.deadline() {
             Some(deadline) => {
                 let deadline = deadline.as_secs_f64();
-                (now + earliest - deadline, (deadline * 0.005).max(0.5))
+                let tolerance = (deadline * 0.005).max(0.5);
+                let late = |seconds: f64| now + seconds.max(opens_in) - deadline;
+                let fastest = Plan::constant(cap);
+                if self.verdict == Verdict::Infeasible {
+                    late(soonest) > -tolerance
+                        || late(outlook.finish_if_worse(&fastest, SURE)) > 0.0
+                } else {
+                    // What is late by less than it is early or late anyway is not sure.
+                    late(soonest) > 2.0 * tolerance
+                        && late(outlook.finish_if_worse(&fastest, -SURE)) > tolerance
+                }
             }
             None => {
                 let never = |deviations| !outlook.outcome_at(plan, deviations).converges();
-                let late = if never(0.0) { 1.0 } else { -1.0 };
-                let is_sure = late > 0.0 && never(-CALMER);
-                (late, if is_sure { 0.0 } else { f64::INFINITY })
+                never(0.0) && (self.verdict == Verdict::Infeasible || never(-CALMER))
             }
         };
-        self.verdict = match self.verdict {
-            Verdict::Infeasible if late > 0.0 => Verdict::Infeasible,
-            _ if late > tolerance => Verdict::Infeasible,
-            _ => Verdict::Feasible,
+        // Of a guest that is not known what is late if it writes nothing at all is late.
+        self.verdict = match (is_infeasible, is_known) {
+            (true, _) => Verdict::Infeasible,
+            (false, true) => Verdict::Feasible,
+            (false, false) => Verdict::Unknown,
         };
     }
 
@@ -212,11 +290,16 @@ impl Controller {
         hold: bool,
     ) -> (Plan, Reason) {
         let cap = caps.possible.max(1.0);
+        let spare = if self.is_best_effort {
+            SPARE * left
+        } else {
+            0.0
+        };
+        if outlook.outcome(&Plan::constant(cap)).finish >= left - spare {
+            return (Plan::constant(cap), Reason::BestEffort);
+        }
         if outlook.dirtying.curve.is_none() {
             return reserve(outlook, deadline, left, cap);
-        }
-        if outlook.outcome(&Plan::constant(cap)).finish >= left {
-            return (Plan::constant(cap), Reason::BestEffort);
         }
         let guard = (deadline * GUARD_SHARE).clamp(GUARD_SECONDS.0, GUARD_SECONDS.1);
         let knee = |deviations| outlook.knee_at(cap, deviations).unwrap_or(cap);
@@ -360,7 +443,8 @@ impl Search<'_> {
         if before >= lowest && before <= (lowest * HYSTERESIS).min(self.cap) {
             before
         } else {
-            lowest
+            // Within the band, so that the next is not at once beyond it either way.
+            (lowest * HYSTERESIS.sqrt()).min(self.cap)
         }
     }
 }

@@ -214,6 +214,24 @@ impl Outlook<'_> {
         }
     }
 
+    /// When `plan` ends where each thing that is unsure is by itself `deviations` worse,
+    /// or better where they are negative, and together they are as far off as the root of
+    /// the sum of squares. Infinite where it may never end; one that is not expected to
+    /// may still do so for a calmer guest.
+    #[must_use]
+    pub fn finish_if_worse(&self, plan: &Plan, deviations: f64) -> f64 {
+        let expected = self.outcome(plan).finish;
+        if expected.is_infinite() {
+            return self.outcome_at(plan, deviations).finish;
+        }
+        let far = Worse::each(deviations)
+            .map(|worse| (self.outcome_where(plan, worse).finish - expected).powi(2))
+            .into_iter()
+            .sum::<f64>()
+            .sqrt();
+        (expected + far * deviations.signum()).max(0.0)
+    }
+
     /// The lowest constant rate at which the migration still converges, in
     /// bytes a second; `None` if not even `cap` does.
     #[must_use]

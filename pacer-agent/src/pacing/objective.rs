@@ -36,6 +36,23 @@ pub struct Limits {
     pub max_rate: Option<u64>,
     /// QEMU's `downtime-limit`.
     pub downtime_limit: Duration,
+    /// How long the guest's disk may take for a request on average; `None` is as long as
+    /// it does.
+    pub disk_latency_limit: Option<Duration>,
+    /// Whether the guest's processors may be slowed so that a deadline can be met.
+    pub converge: bool,
+}
+
+impl Default for Limits {
+    /// As much as the link takes, and the `downtime-limit` that QEMU itself has.
+    fn default() -> Self {
+        Self {
+            max_rate: None,
+            downtime_limit: Duration::from_millis(300),
+            disk_latency_limit: None,
+            converge: false,
+        }
+    }
 }
 
 /// Whether it can be done.
@@ -79,6 +96,12 @@ pub enum Reason {
     Waiting,
     /// The deadline cannot be met: as fast as possible.
     BestEffort,
+    /// Kept from completing until it is released.
+    Held,
+    /// The guest's disk is slower than it may be.
+    DiskLatency,
+    /// The deadline is met only if the guest's processors are slowed.
+    Converge,
     /// The guest is stopped: every byte is downtime.
     Switchover,
 }
@@ -94,6 +117,9 @@ impl fmt::Display for Reason {
             Self::Sprint => "sprint to the deadline",
             Self::Waiting => "held back so as not to be early",
             Self::BestEffort => "deadline out of reach, as fast as possible",
+            Self::Held => "held at the brink until released",
+            Self::DiskLatency => "held back for the sake of the guest's disk",
+            Self::Converge => "the guest is slowed so that the deadline can be met",
             Self::Switchover => "guest stopped, bucket open",
         })
     }

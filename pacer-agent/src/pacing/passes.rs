@@ -138,6 +138,8 @@ pub struct Dirtying<'a> {
     /// shown how many they are. As many of them are written in a short window: what
     /// was observed stays as it is, and what was not grows in proportion at most.
     pub extent: f64,
+    /// Times as fast as it was seen to work.
+    pub pace: f64,
 }
 
 impl<'a> Dirtying<'a> {
@@ -148,6 +150,7 @@ impl<'a> Dirtying<'a> {
             curve,
             level: 1.0,
             extent: 1.0,
+            pace: 1.0,
         }
     }
 
@@ -175,6 +178,7 @@ impl<'a> Dirtying<'a> {
                 class.pages *= extent;
                 class.seconds *= extent;
             }
+            class.seconds /= self.pace;
         }
         limit(&mut classes, total_pages);
         classes

@@ -153,7 +153,10 @@ impl Recording<'_> {
             guest: self.guest()?,
             objective,
             limits: self.config.limits,
+            not_before: self.config.not_before,
+            orders: Vec::new(),
             link: steady,
+            outage: (0.0, 0.0, 1.0),
             link_rate,
             rtt: 0.0,
             sight: self.sight(),
@@ -284,8 +287,11 @@ mod tests {
         limits: Limits {
             max_rate: None,
             downtime_limit: Duration::from_millis(300),
+            disk_latency_limit: None,
+            converge: false,
         },
         switchover_overhead: Duration::from_millis(60),
+        not_before: None,
     };
 
     fn at(milliseconds: u64) -> Time {

@@ -146,6 +146,11 @@ pub enum Sample {
         /// Bytes of stream data per second.
         bytes_per_second: u64,
     },
+    /// How long the guest's disk took for a request lately, on average.
+    DiskLatency {
+        /// Of the requests since the one before.
+        mean: Duration,
+    },
 }
 
 impl Sample {

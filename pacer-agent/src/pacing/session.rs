@@ -1,24 +1,29 @@
 //! One migration, from t0 to arrival.
 //!
 //! Samples and timeouts go in, actions come out. After each call of a `handle_`
-//! function or of [`Session::set_objective`] ask [`Session::poll_action`] until
+//! function or of a `set_` function ask [`Session::poll_action`] until
 //! it is `None`, then [`Session::poll_timeout`].
+
+mod learning;
+mod link;
+mod telling;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use super::action::{Action, ForecastRecord, Phase, SessionConfig};
-use super::baseline::{Baselines, Known};
-use super::controller::{Caps, Controller, Decision};
+use super::controller::{Controller, Decision, Gate};
 use super::dirty_curve::DirtyCurve;
+use super::disk_guard::DiskGuard;
 use super::forecast::{Outlook, Percentiles};
-use super::ledger::{Ledger, Sync};
+use super::ledger::Ledger;
 use super::link_cap::LinkCap;
 use super::number::to_f64;
-use super::objective::{Objective, Reason, Verdict};
+use super::objective::{Limits, Objective, Reason, Verdict};
 use super::passes::{Dirtying, Plan, State, Terms};
-use super::sample::{DirtyWindow, Origin, Sample, StreamCounters};
+use super::sample::{DirtyWindow, Sample, StreamCounters};
 use super::surprise::Surprises;
+use super::throttle::Throttle;
 use super::time::Time;
 
 /// One migration.
@@ -35,11 +40,14 @@ pub struct Session {
     link: LinkCap,
     /// Whether bytes ever waited for the bucket or the link.
     backlog_seen: bool,
-    /// What the link is known to take, bytes a second.
-    link_rate: Option<f64>,
+    /// The stream's counters before the last.
+    counted: StreamCounters,
     phase: Phase,
     decision: Option<Decision>,
     commanded: Option<u64>,
+    /// The rate in force over the last seconds. How sure the guest is known depends on how
+    /// long passes are: with the last tick's rate, each would be an answer to itself.
+    usual_rate: f64,
     /// When the commanded rate changed, and what it was before.
     changed_at: Time,
     before_change: f64,
@@ -49,6 +57,10 @@ pub struct Session {
     changed: bool,
     /// When a sync was last counted by the probe.
     logged_at: Option<Time>,
+    /// Somebody wants it not to complete yet.
+    is_held: bool,
+    throttle: Throttle,
+    disk_guard: DiskGuard,
     told: (Verdict, Option<Duration>),
     forecast: Option<ForecastRecord>,
     percent: f64,
@@ -59,30 +71,20 @@ pub struct Session {
 
 const TICK: Duration = Duration::from_millis(100);
 const FORECAST_EVERY: Duration = Duration::from_secs(1);
-/// What a link is taken for that nobody has measured: 10 Gbit/s.
-const UNKNOWN_LINK: f64 = 1.25e9;
-/// What QEMU and two agents send at the switchover, from a standing start, over a link
-/// that nobody measured, in bytes a second: what was seen over loopback with 2 cores.
-const UNMEASURED_OPEN: f64 = 3e8;
-/// A link that nobody measured is relied on for this many times what it took.
-const UNTRIED: f64 = 3.0;
 /// The rate while the size of memory is unknown: enough for the stream's head.
 const SIZING_RATE: u64 = 1 << 20;
 /// How unsure it is how many pages those are that are written so seldom that no window
 /// has shown it: the standard deviation of the logarithm where the longest window was as
 /// long as a pass, what is added for a pass that is e times as long, and at most.
 const EXTENT_UNCERTAINTY: (f64, f64, f64) = (0.15, 0.32, 1.5);
-/// An error beyond this (a third more or less), and twice what is expected, is a
-/// change, not noise.
-const SURPRISE: f64 = 0.3;
-/// What is new in a sample in the first pass must be half as much again, what is in all
-/// of it twice as much, and so many deviations off.
-const NEW_SURPRISE: (f64, f64) = (0.4, 2.0);
-const LONG_SURPRISE: (f64, f64) = (0.7, 3.0);
+/// A rate this near to a limit, as a share, is the limit's.
+const AT_LIMIT: f64 = 0.99;
+/// Bytes a second at which nothing gets anywhere.
+const STILL: u64 = 64 * 1024;
+/// What a tick counts for in the usual rate: 2 s.
+const USUAL_SHARE: f64 = 0.05;
 /// QEMU notices a change of rate after this.
 const MEASURING: Duration = Duration::from_millis(150);
-/// A change of the earliest finish by this share is worth telling.
-const WORTH_TELLING: f64 = 0.05;
 
 impl Session {
     /// A session that begins at `t0`, the zero of all its times.
@@ -98,15 +100,19 @@ impl Session {
             ledger: Ledger::default(),
             link: LinkCap::default(),
             backlog_seen: false,
-            link_rate: None,
+            counted: StreamCounters::default(),
             phase: Phase::Waiting,
             decision: None,
             commanded: None,
+            usual_rate: 0.0,
             changed_at: t0,
             before_change: 0.0,
             surprises: Surprises::default(),
             changed: false,
             logged_at: None,
+            is_held: false,
+            throttle: Throttle::default(),
+            disk_guard: DiskGuard::default(),
             told: (Verdict::Unknown, None),
             forecast: None,
             percent: 0.0,
@@ -146,8 +152,9 @@ impl Session {
             Sample::Stopped => self.on_stopped(at),
             Sample::Running => self.on_running(),
             Sample::LinkRate { bytes_per_second } => {
-                self.link_rate = Some(to_f64(bytes_per_second).max(1.0));
+                self.link.tell(to_f64(bytes_per_second), at);
             }
+            Sample::DiskLatency { mean } => self.on_disk_latency(mean, at),
         }
     }
 
@@ -181,6 +188,54 @@ impl Session {
     /// Aims at something else from `now` on. Deadlines still count from t0.
     pub fn set_objective(&mut self, objective: Objective, now: Time) {
         self.controller.set_objective(objective);
+        self.decide_anew(now);
+    }
+
+    /// Must not exceed something else from `now` on.
+    pub fn set_limits(&mut self, limits: Limits, now: Time) {
+        self.config.limits = limits;
+        if limits.disk_latency_limit.is_none() {
+            self.disk_guard = DiskGuard::default();
+        }
+        self.controller.judge_anew();
+        self.decide_anew(now);
+    }
+
+    /// What must not be exceeded.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.config.limits
+    }
+
+    /// Held, from `now` on, the migration comes to the brink and does not complete;
+    /// released, it goes on to its objective.
+    pub fn set_held(&mut self, is_held: bool, now: Time) {
+        if self.is_held != is_held {
+            self.is_held = is_held;
+            self.decide_anew(now);
+        }
+    }
+
+    /// Whether it is held: by somebody, or because it may not arrive yet.
+    #[must_use]
+    pub fn is_held(&self, now: Time) -> bool {
+        self.gate(now).is_held
+    }
+
+    fn gate(&self, now: Time) -> Gate {
+        let since = now.since(self.t0);
+        let opens_in = self
+            .config
+            .not_before
+            .map_or(Duration::ZERO, |at| at.saturating_sub(since));
+        Gate {
+            is_held: self.is_held || !opens_in.is_zero(),
+            opens_in: opens_in.as_secs_f64(),
+        }
+    }
+
+    /// What is asked for is another thing: the verdict is told again, if it is known.
+    fn decide_anew(&mut self, now: Time) {
         self.told = (Verdict::Unknown, None);
         self.next_tick = self.next_tick.min(now);
         self.next_forecast = self.next_forecast.min(now);
@@ -247,131 +302,6 @@ impl Session {
         Some(self.outlook_over(state, state.pending_bytes() / rate.max(1.0)))
     }
 
-    fn on_dirty(&mut self, window: DirtyWindow, at: Time) {
-        if window.origin.marks_sync() {
-            self.logged_at = Some(at);
-            if matches!(self.phase, Phase::Copying { .. }) {
-                self.learn(window, at);
-                let sync = self.ledger.on_dirty_log(window.all_pages(), at);
-                self.on_sync(sync, at);
-                return;
-            }
-        }
-        if window.origin == Origin::ContentSampling {
-            self.compare(window);
-        }
-        self.curve.observe(window, at);
-    }
-
-    /// In the first pass each sample tells of all the time since before the start, and
-    /// little that the one before it did not: whether the guest is another is told by
-    /// what was known at the start. One that is calmer shows it only at a sync.
-    fn compare(&mut self, window: DirtyWindow) {
-        let before = self.last_sample.replace(window);
-        let Some(known) = &self.first_curve else {
-            return;
-        };
-        // Pages that are new since the sample before are no more than are written in
-        // so short a time, which was looked at.
-        let new = before.map(|before| DirtyWindow {
-            window: window.window.saturating_sub(before.window),
-            pages: window.pages.saturating_sub(before.pages),
-            ..window
-        });
-        let is_more = |window: DirtyWindow, (surprise, deviations): (f64, f64)| {
-            let spread = known.relative_uncertainty(window.window);
-            known
-                .error_about(window)
-                .is_some_and(|error| error > surprise.max(deviations * spread))
-        };
-        if is_more(window, LONG_SURPRISE) || new.is_some_and(|new| is_more(new, NEW_SURPRISE)) {
-            self.changed = true;
-            self.first_curve = None;
-        }
-    }
-
-    fn on_sync(&mut self, sync: Option<Sync>, at: Time) {
-        let Some(sync) = sync else { return };
-        // Around a sync QEMU may have had nothing to send; only within a pass
-        // is it the link that falls short.
-        self.link.forget();
-        if matches!(self.phase, Phase::Copying { .. }) {
-            let pass = self.ledger.pass();
-            self.phase = Phase::Copying { pass };
-        }
-        // The log's own figure is the better one, and was learned already.
-        let logged = self
-            .logged_at
-            .is_some_and(|logged| at.since(logged) < sync.window.min(FORECAST_EVERY));
-        if let Some(pages) = sync.found
-            && !logged
-        {
-            let window = DirtyWindow {
-                window: self.mean_window(sync.window),
-                pages,
-                device_pages: 0,
-                origin: Origin::Qemu,
-            };
-            self.learn(window, at);
-        }
-        let mut record = sync.pass;
-        record.at_seconds = at.since(self.t0).as_secs_f64();
-        self.actions.push_back(Action::PassEnded(record));
-        self.next_tick = self.next_tick.min(at);
-    }
-
-    /// The mean window of a pass: QEMU clears its log chunk by chunk of 1 GiB
-    /// as the sweep gets there.
-    fn mean_window(&self, pass: Duration) -> Duration {
-        let chunks = u32::try_from(self.ledger.total_pages().div_ceil(1 << 18)).unwrap_or(1);
-        let chunks = f64::from(chunks.max(1));
-        pass.mul_f64(0.5 + 0.5 / chunks)
-    }
-
-    /// Learns a point found by a sync, and how wrong the curve was about it.
-    fn learn(&mut self, window: DirtyWindow, at: Time) {
-        if let Some(error) = self.curve.error_about(window) {
-            let spread = self.curve.relative_uncertainty(window.window);
-            if error.abs() > SURPRISE.max(2.0 * spread) {
-                self.changed |= self.curve.has_counted(window.window);
-                // Beyond what was observed it is the guess that was wrong.
-                if self.curve.has_observed(window.window) {
-                    self.curve.shift(window.window, error.exp());
-                }
-            }
-            if self.curve.has_observed(window.window) {
-                self.surprises.push(window.window, error);
-            }
-        }
-        self.curve.observe(window, at);
-    }
-
-    fn observe_link(&mut self, counters: StreamCounters, at: Time) {
-        let backlog = counters.bytes_from_qemu > counters.bytes_on_wire;
-        self.backlog_seen |= backlog;
-        // A relay that is behind shows it; if this one ever was and is not now,
-        // then QEMU had nothing to send.
-        let idle = self.backlog_seen && !backlog;
-        let held = self
-            .decision
-            .is_none_or(|decision| decision.reason == Reason::Waiting);
-        // Past STOP, and where QEMU is looking for pages that are not zero, it
-        // is not the link that sets the pace.
-        if held || idle || !matches!(self.phase, Phase::Copying { .. }) || self.is_among_zeroes() {
-            self.link.forget();
-            return;
-        }
-        self.link.observe(counters.bytes_on_wire, at);
-    }
-
-    fn is_among_zeroes(&self) -> bool {
-        let stream = self.ledger.stream();
-        self.ledger.pass() <= 1 && stream.zero_pages > 0 && {
-            let mean = stream.bytes_on_wire / (stream.zero_pages + stream.normal_pages).max(1);
-            mean < 64
-        }
-    }
-
     fn on_stopped(&mut self, at: Time) {
         if matches!(self.phase, Phase::Switchover | Phase::Arrived) {
             return;
@@ -411,44 +341,8 @@ impl Session {
         commanded.min(self.link())
     }
 
-    /// What the link is taken to carry, in bytes a second.
-    #[must_use]
-    pub fn link(&self) -> f64 {
-        let seen = self.link.bytes_per_second().unwrap_or(f64::INFINITY);
-        let told = self.link_rate.unwrap_or(UNKNOWN_LINK);
-        seen.min(told)
-    }
-
-    /// What is sent once the bucket is open.
-    fn open_rate(&self) -> f64 {
-        let link = self.link();
-        match self.link_rate {
-            Some(_) => link,
-            None => link.min(UNMEASURED_OPEN.max(self.rate_in_force())),
-        }
-    }
-
-    fn cap(&self) -> f64 {
-        let limit = self.config.limits.max_rate.map_or(f64::INFINITY, to_f64);
-        self.link().min(limit).max(1.0)
-    }
-
-    fn caps(&self) -> Caps {
-        let possible = self.cap();
-        let measured = self.link_rate.is_some() || self.link.bytes_per_second().is_some();
-        let best = self.link.best();
-        Caps {
-            possible,
-            sure: if measured || best <= 0.0 {
-                possible
-            } else {
-                possible.min(best * UNTRIED)
-            },
-        }
-    }
-
     fn outlook(&self, state: State) -> Outlook<'_> {
-        self.outlook_over(state, state.pending_bytes() / self.rate_in_force().max(1e6))
+        self.outlook_over(state, state.pending_bytes() / self.usual_rate.max(1e6))
     }
 
     /// The outlook where the pass in progress goes on for `left` seconds.
@@ -460,7 +354,10 @@ impl Session {
         Outlook {
             state,
             mix_uncertainty: self.ledger.mix_uncertainty(),
-            dirtying: Dirtying::expected(self.curve.is_known().then_some(&self.curve)),
+            dirtying: Dirtying {
+                pace: self.throttle.pace(),
+                ..Dirtying::expected(self.curve.is_known().then_some(&self.curve))
+            },
             dirty_uncertainty: self
                 .surprises
                 .spread(pass, self.curve.level_uncertainty(pass)),
@@ -489,20 +386,71 @@ impl Session {
             self.command(rate, reason, now);
             return;
         };
+        let rate = self.rate_in_force();
+        self.usual_rate += (rate - self.usual_rate) * USUAL_SHARE;
+        self.slow_guest(state, now);
         let caps = self.caps();
-        let limit = self.config.limits.max_rate;
         let mut controller = self.controller.clone();
         let since = now.since(self.t0);
-        let decision = controller.decide(&self.outlook(state), since, caps, limit);
+        let mut decision = controller.decide(&self.outlook(state), since, caps, self.gate(now));
         self.controller = controller;
+        if decision.verdict == Verdict::Infeasible && self.may_slow_guest(state, now) {
+            decision.verdict = Verdict::Feasible;
+            decision.reason = Reason::Converge;
+        }
+        let guard = self.disk_guard.cap();
+        if guard.is_some_and(|cap| to_f64(decision.rate) >= cap * AT_LIMIT) {
+            decision.reason = Reason::DiskLatency;
+        }
         self.decision = Some(decision);
         self.command(decision.rate, decision.reason, now);
         self.tell_verdict(&decision);
     }
 
+    /// Slows the guest if that is allowed and nothing else meets the deadline.
+    fn slow_guest(&mut self, state: State, now: Time) {
+        let Phase::Copying { pass } = self.phase else {
+            return;
+        };
+        let mut throttle = self.throttle;
+        throttle.on_sync(pass, now);
+        let raised = match self.meets_at(state, now) {
+            Some(meets) => throttle.raise(pass, now, meets),
+            None => None,
+        };
+        self.throttle = throttle;
+        if let Some(percent) = raised {
+            self.actions.push_back(Action::Throttle {
+                percent,
+                reason: Reason::Converge,
+            });
+        }
+    }
+
+    /// Whether slowing the guest could yet meet the deadline.
+    fn may_slow_guest(&self, state: State, now: Time) -> bool {
+        self.meets_at(state, now)
+            .is_some_and(|meets| self.throttle.could(meets))
+    }
+
+    /// Whether the deadline is met at the highest rate where the guest works at such a
+    /// pace; `None` where it may not be slowed, or it is not known.
+    fn meets_at(&self, state: State, now: Time) -> Option<impl Fn(f64) -> bool> {
+        let may = self.config.limits.converge && self.curve.is_known();
+        let deadline = self.objective().deadline().filter(|_| may)?;
+        let left = deadline.saturating_sub(now.since(self.t0)).as_secs_f64();
+        let outlook = self.outlook(state);
+        let plan = Plan::constant(self.cap());
+        Some(move |pace| {
+            let mut outlook = outlook;
+            outlook.dirtying.pace = pace;
+            outlook.outcome(&plan).finish <= left
+        })
+    }
+
     /// The rate while not even the size of memory is known.
     fn unsized_rate(&self) -> (u64, Reason) {
-        let limit = self.config.limits.max_rate.unwrap_or(u64::MAX);
+        let limit = self.limited().unwrap_or(u64::MAX);
         match self.controller.objective() {
             Objective::Fixed(rate) => (rate.min(limit), Reason::Fixed),
             Objective::Fastest => (limit, Reason::Fastest),
@@ -511,6 +459,11 @@ impl Session {
     }
 
     fn command(&mut self, rate: u64, reason: Reason, now: Time) {
+        // So as not to fidget: what is as good as the same stays.
+        let rate = match self.commanded {
+            Some(commanded) if is_alike(rate, commanded) => commanded,
+            _ => rate,
+        };
         self.link
             .command((rate != u64::MAX).then(|| to_f64(rate)), now);
         if self.commanded == Some(rate) {
@@ -524,103 +477,10 @@ impl Session {
             reason,
         });
     }
-
-    fn tell_verdict(&mut self, decision: &Decision) {
-        let earliest = decision.earliest_feasible;
-        let moved = match (decision.verdict, self.told.1, earliest) {
-            (Verdict::Infeasible, Some(told), Some(earliest)) => {
-                let share = earliest.as_secs_f64() / told.as_secs_f64().max(1e-3) - 1.0;
-                share.abs() > WORTH_TELLING
-            }
-            (Verdict::Infeasible, told, earliest) => told.is_some() != earliest.is_some(),
-            _ => false,
-        };
-        if decision.verdict == self.told.0 && !moved {
-            return;
-        }
-        self.told = (decision.verdict, earliest);
-        self.actions.push_back(Action::Verdict {
-            verdict: decision.verdict,
-            earliest_feasible: earliest,
-            reason: decision.reason,
-        });
-    }
-
-    fn tell_forecast(&mut self, state: Option<State>, now: Time) {
-        let since = now.since(self.t0).as_secs_f64();
-        let mut record = ForecastRecord {
-            at_seconds: since,
-            rate_bytes_per_second: self.commanded.unwrap_or(0),
-            verdict: self.told.0,
-            earliest_feasible_seconds: None,
-            finish_seconds: Percentiles::default(),
-            at_constant_rate_seconds: Percentiles::default(),
-            downtime_seconds: Percentiles::default(),
-            bytes: Percentiles::default(),
-            percent: 0.0,
-            change: std::mem::take(&mut self.changed),
-            baselines: Baselines::default(),
-        };
-        if let (Some(state), Some(decision), true) = (state, self.decision, self.curve.is_known()) {
-            record.earliest_feasible_seconds =
-                decision.earliest_feasible.map(|time| time.as_secs_f64());
-            self.fill(&mut record, state, &decision, since);
-        }
-        record.percent = self.percent;
-        self.forecast = Some(record);
-        self.actions.push_back(Action::Forecast(record));
-    }
-
-    fn baselines(&self, state: State, rate: f64) -> Baselines {
-        Baselines::of(&Known {
-            state,
-            rate,
-            downtime_limit: self.config.limits.downtime_limit.as_secs_f64(),
-            windows: self.curve.windows(),
-        })
-    }
-
-    fn fill(&mut self, record: &mut ForecastRecord, state: State, plan: &Decision, since: f64) {
-        let outlook = self.outlook(state);
-        let steady = self.controller.steady_rate().max(1.0);
-        let constant = outlook.forecast(&Plan::constant(steady));
-        let planned = outlook.forecast(&plan.plan);
-        let fastest = outlook.forecast(&Plan::constant(self.cap())).finish_seconds;
-        record.at_constant_rate_seconds = constant.finish_seconds.map(|left| since + left);
-        record.downtime_seconds = planned.downtime_seconds;
-        record.baselines = self.baselines(state, steady).map(|left| since + left);
-        record.finish_seconds = match self.controller.objective() {
-            // The plan is solved anew each tick: in whichever world, the finish
-            // is the deadline unless even the highest rate is too slow for it.
-            Objective::At(deadline) => {
-                let (deadline, spread) = (deadline.as_secs_f64(), control_error(plan));
-                let at = |left: Option<f64>, spread: f64| {
-                    left.map_or(f64::INFINITY, |left| (since + left).max(deadline + spread))
-                };
-                Percentiles::new(
-                    at(fastest.p05, -spread),
-                    at(fastest.p50, 0.0),
-                    at(fastest.p95, spread),
-                )
-            }
-            Objective::By(_) | Objective::Fixed(_) | Objective::Fastest => {
-                planned.finish_seconds.map(|left| since + left)
-            }
-        };
-        let done = to_f64(self.ledger.stream().bytes_on_wire);
-        record.bytes = planned.bytes.map(|left| done + left);
-        if let Some(left) = planned.bytes.p50 {
-            let percent = 100.0 * done / (done + left).max(1.0);
-            self.percent = self.percent.max(percent.min(99.9));
-        }
-    }
 }
 
-/// How far from a deadline the controller usually is, in seconds: a tick and
-/// QEMU's own measuring at the end, and on the way there also a sync.
-fn control_error(decision: &Decision) -> f64 {
-    match decision.reason {
-        Reason::Sprint | Reason::Waiting => 0.2,
-        _ => 0.3,
-    }
+/// Two rates that differ in nothing that matters: both stand still, or nearly the same.
+fn is_alike(rate: u64, other: u64) -> bool {
+    let (low, high) = (rate.min(other), rate.max(other));
+    high <= STILL || high - low <= high / 200
 }

@@ -56,8 +56,10 @@ fn config(args: &PredictArgs) -> SessionConfig {
         limits: Limits {
             max_rate: args.max_rate.map(Rate::bytes_per_second),
             downtime_limit: args.downtime_limit,
+            ..Limits::default()
         },
         switchover_overhead: SWITCHOVER_OVERHEAD,
+        not_before: None,
     }
 }
 

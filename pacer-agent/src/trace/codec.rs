@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Entry, Header, MAGIC, VERSION};
+use super::{Entry, Header, MAGIC, VERSION, version_1};
 use crate::pacing::time::Time;
 
 /// Bytes of a record's length.
@@ -16,7 +16,7 @@ pub enum DecodeError {
     NotTrace,
     /// A format that is not known.
     #[error(
-        "this trace has version {0}, and this pacer reads version {VERSION}; use the pacer that wrote it, or a newer one"
+        "this trace has version {0}, and this pacer reads versions 1 to {VERSION}; use the pacer that wrote it, or a newer one"
     )]
     Version(u8),
     /// A record that makes no sense.
@@ -85,11 +85,11 @@ impl<'a> Decoder<'a> {
     /// If it is none, or of another version.
     pub fn new(bytes: &'a [u8], t0: Time) -> Result<(Self, Header), DecodeError> {
         let rest = bytes.strip_prefix(MAGIC).ok_or(DecodeError::NotTrace)?;
-        match rest.first() {
-            Some(&VERSION) => {}
+        let version = match rest.first() {
+            Some(&version @ (version_1::VERSION | VERSION)) => version,
             Some(&version) => return Err(DecodeError::Version(version)),
             None => return Err(DecodeError::NotTrace),
-        }
+        };
         let mut decoder = Self {
             bytes,
             at: MAGIC.len() + 1,
@@ -98,7 +98,13 @@ impl<'a> Decoder<'a> {
         };
         let at = decoder.at;
         let header = decoder.record().ok_or(DecodeError::Damaged { at })?;
-        let header = postcard::from_bytes(header).map_err(|_| DecodeError::Damaged { at })?;
+        let header = match version {
+            version_1::VERSION => {
+                postcard::from_bytes::<version_1::Header>(header).map(Header::from)
+            }
+            _ => postcard::from_bytes(header),
+        };
+        let header = header.map_err(|_| DecodeError::Damaged { at })?;
         Ok((decoder, header))
     }
 
@@ -163,8 +169,11 @@ mod tests {
             limits: Limits {
                 max_rate: None,
                 downtime_limit: Duration::from_millis(300),
+                disk_latency_limit: Some(Duration::from_millis(20)),
+                converge: true,
             },
             switchover_overhead: Duration::from_millis(60),
+            not_before: Some(Duration::from_secs(9)),
         }
     }
 
@@ -199,6 +208,9 @@ mod tests {
                 1000,
                 Entry::Sample(Sample::Stream(StreamCounters::default())),
             ),
+            (1100, Entry::Held(true)),
+            (1200, Entry::Limits(Limits::default())),
+            (1300, Entry::Throttle(21)),
             (
                 2000,
                 Entry::Ended {
@@ -235,6 +247,31 @@ mod tests {
         assert_eq!(read, entries());
         let times: Vec<_> = trace.samples().iter().map(|&(at, _)| at).collect();
         assert!(times.is_sorted());
+    }
+
+    #[test]
+    fn a_trace_of_version_1_is_read() {
+        let header = version_1::Header {
+            pacer_version: "0.1.0".to_owned(),
+            started_at: String::new(),
+            qemu_version: None,
+            accelerator: Some("kvm".to_owned()),
+            objective: Objective::Fastest,
+            max_rate: Some(7),
+            downtime_limit: Duration::from_millis(250),
+            switchover_overhead: Duration::from_millis(60),
+        };
+        let mut out = [MAGIC, &[version_1::VERSION]].concat();
+        put(&header, &mut out);
+        put(&(5_i64, Entry::Sample(Sample::StreamStarted)), &mut out);
+        let trace = Trace::parse(&out).expect("whole");
+        let limits = trace.header.limits;
+        assert_eq!(
+            (limits.max_rate, limits.downtime_limit),
+            (Some(7), Duration::from_millis(250))
+        );
+        assert_eq!(trace.header.switchover_overhead, Duration::from_millis(60));
+        assert_eq!(trace.entries.len(), 1);
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! length in bytes (16 bits, little endian) and so many bytes of
 //! [postcard](https://postcard.jamesmunns.com/wire-format): the [`Header`] in the
 //! first, then the nanoseconds since the record before (signed; the first counts
-//! from t0) and an [`Entry`]. Any change of these types is a new version.
+//! from t0) and an [`Entry`]. Any change of these types is a new version, and what is
+//! added to an enum is added at its end. Traces of version 1 are read as well.
 //! `docs/trace.md` has it for readers in other languages.
 
 mod codec;
+mod version_1;
 mod writer;
 
 use std::time::Duration;
@@ -25,7 +27,7 @@ pub use writer::TraceWriter;
 /// How a trace begins.
 pub const MAGIC: &[u8] = b"pacer-trace\n";
 /// The format's version.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// What a migration was to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ pub struct Header {
     pub limits: Limits,
     /// What a switchover was taken for besides copying.
     pub switchover_overhead: Duration,
+    /// From t0: it was held until then.
+    pub not_before: Option<Duration>,
 }
 
 /// One thing that happened.
@@ -65,6 +69,12 @@ pub enum Entry {
         /// The report's word for how.
         outcome: String,
     },
+    /// The operator set other limits.
+    Limits(Limits),
+    /// The operator held it, or released it.
+    Held(bool),
+    /// QEMU's `max-cpu-throttle` was set, in percent.
+    Throttle(u8),
 }
 
 /// A whole trace.

@@ -108,8 +108,10 @@ mod tests {
             limits: Limits {
                 max_rate: Some(1),
                 downtime_limit: Duration::from_secs(1),
+                ..Limits::default()
             },
             switchover_overhead: Duration::ZERO,
+            not_before: None,
         }
     }
 

@@ -33,10 +33,16 @@ pub struct Scenario<G> {
     pub objective: Objective,
     /// What must not be exceeded.
     pub limits: Limits,
+    /// From t0: until then it is held.
+    pub not_before: Option<Duration>,
+    /// What the operator does meanwhile, in order.
+    pub orders: Vec<(f64, Order)>,
     /// What the link takes at a time, of [`Self::link_rate`]: bytes a second.
     pub link: fn(f64, f64) -> f64,
     /// What the link takes in general, in bytes a second.
     pub link_rate: f64,
+    /// From when until when it takes only such a share of it.
+    pub outage: (f64, f64, f64),
     /// Its round trip, in seconds.
     pub rtt: f64,
     /// What the session gets to see of it.
@@ -51,6 +57,19 @@ pub struct Scenario<G> {
     pub expected_overhead: Duration,
     /// When it is given up.
     pub give_up: f64,
+}
+
+/// What an operator may do while a migration runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    /// Hold it.
+    Hold,
+    /// Release it.
+    Release,
+    /// Aim at something else.
+    Aim(Objective),
+    /// Exceed no more than this.
+    Limit(Limits),
 }
 
 /// What came of it. Seconds count from t0.
@@ -68,6 +87,8 @@ pub struct Run {
     pub verdicts: Vec<(f64, Verdict, Option<f64>)>,
     /// Forecasts.
     pub forecasts: Vec<ForecastRecord>,
+    /// What `max-cpu-throttle` was set to, each with its time.
+    pub throttles: Vec<(f64, u8)>,
     /// Rates, each with its time and its reason.
     pub rates: Vec<(f64, u64, Reason)>,
 }
@@ -128,6 +149,7 @@ impl<G: Guest> Scenario<G> {
             objective: self.objective,
             limits: self.limits,
             switchover_overhead: self.expected_overhead,
+            not_before: self.not_before,
         };
         let mut model = Model {
             scenario: self,
@@ -155,13 +177,18 @@ impl<G: Guest> Scenario<G> {
                 verdicts: Vec::new(),
                 forecasts: Vec::new(),
                 rates: Vec::new(),
+                throttles: Vec::new(),
             },
         };
         let mut before = self.before.iter().peekable();
+        let mut orders = self.orders.iter().peekable();
         let mut next_sample = self.start;
         while model.now < self.give_up && !model.run.finish.is_finite() {
             while let Some((at, sample)) = before.next_if(|(at, _)| *at <= model.now) {
                 model.session.handle_sample(*sample, time(*at));
+            }
+            while let Some((at, order)) = orders.next_if(|(at, _)| *at <= model.now) {
+                model.obey(*order, time(*at));
             }
             model.act();
             if model.now >= self.start {
@@ -198,6 +225,15 @@ impl<G: Guest> Model<'_, G> {
         self.session.handle_sample(Sample::Dirty(window), time(at));
     }
 
+    fn obey(&mut self, order: Order, at: Time) {
+        match order {
+            Order::Hold => self.session.set_held(true, at),
+            Order::Release => self.session.set_held(false, at),
+            Order::Aim(objective) => self.session.set_objective(objective, at),
+            Order::Limit(limits) => self.session.set_limits(limits, at),
+        }
+    }
+
     fn act(&mut self) {
         let now = time(self.now);
         if self.session.poll_timeout().is_some_and(|due| due <= now) {
@@ -224,6 +260,7 @@ impl<G: Guest> Model<'_, G> {
                     verdict,
                     earliest_feasible.map(|earliest| earliest.as_secs_f64()),
                 )),
+                Action::Throttle { percent, .. } => self.run.throttles.push((self.now, percent)),
                 Action::PassEnded(_) => {}
             }
         }
@@ -247,7 +284,11 @@ impl<G: Guest> Model<'_, G> {
 
     /// The bucket and the link take from the buffer, in writes of 4 KiB.
     fn drain(&mut self) {
-        let link = (self.scenario.link)(self.now, self.scenario.link_rate);
+        let mut link = (self.scenario.link)(self.now, self.scenario.link_rate);
+        let (from, until, share) = self.scenario.outage;
+        if (from..until).contains(&self.now) {
+            link *= share;
+        }
         let mut room = link * STEP;
         while self.buffered >= 1.0 && room >= 1.0 {
             let bytes = self.buffered.min(4096.0).min(room.max(1.0));

@@ -10,17 +10,17 @@ use crate::pacing::number::{to_duration, to_f64, to_u64};
 use crate::pacing::objective::Limits;
 use crate::pacing::sample::{DirtyWindow, Origin, Ram, Sample};
 
-type Scenario = super::run::Scenario<SyntheticGuest>;
+pub(super) type Scenario = super::run::Scenario<SyntheticGuest>;
 
-fn scenario(guest: SyntheticGuest, objective: Objective) -> Scenario {
+pub(super) fn scenario(guest: SyntheticGuest, objective: Objective) -> Scenario {
     let mut scenario = Scenario {
         guest,
         objective,
-        limits: Limits {
-            max_rate: None,
-            downtime_limit: Duration::from_millis(300),
-        },
+        limits: Limits::default(),
+        not_before: None,
+        orders: Vec::new(),
         link: steady,
+        outage: (0.0, 0.0, 1.0),
         link_rate: 110e6,
         rtt: 0.001,
         sight: Sight::All,
@@ -35,7 +35,7 @@ fn scenario(guest: SyntheticGuest, objective: Objective) -> Scenario {
 }
 
 /// Lets the session see no more than `sight`, before the first byte too.
-fn see(scenario: &mut Scenario, sight: Sight) {
+pub(super) fn see(scenario: &mut Scenario, sight: Sight) {
     let guest = scenario.guest;
     let ram = Ram {
         total_bytes: to_u64(guest.total_pages * 4096.0),
@@ -66,18 +66,18 @@ fn see(scenario: &mut Scenario, sight: Sight) {
     }
 }
 
-fn error(run: &Run, objective: Objective) -> f64 {
+pub(super) fn error(run: &Run, objective: Objective) -> f64 {
     run.finish
         - objective
             .deadline()
             .map_or(0.0, |deadline| deadline.as_secs_f64())
 }
 
-fn at(seconds: u64) -> Objective {
+pub(super) fn at(seconds: u64) -> Objective {
     Objective::At(Duration::from_secs(seconds))
 }
 
-fn tolerance(objective: Objective) -> f64 {
+pub(super) fn tolerance(objective: Objective) -> f64 {
     let deadline = objective.deadline().map_or(0.0, |d| d.as_secs_f64());
     (deadline * 0.005).max(0.5)
 }
@@ -235,10 +235,10 @@ fn large_guests_and_long_deadlines() {
 }
 
 /// A small generator, so that the draw is the same everywhere.
-struct Draw(u64);
+pub(super) struct Draw(pub(super) u64);
 
 impl Draw {
-    fn unit(&mut self) -> f64 {
+    pub(super) fn unit(&mut self) -> f64 {
         // SplitMix64, Steele et al. 2014.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -247,7 +247,7 @@ impl Draw {
         to_f64((z ^ (z >> 31)) >> 11) / to_f64(1 << 53)
     }
 
-    fn between(&mut self, low: f64, high: f64) -> f64 {
+    pub(super) fn between(&mut self, low: f64, high: f64) -> f64 {
         (low.ln() + (high / low).ln() * self.unit()).exp()
     }
 

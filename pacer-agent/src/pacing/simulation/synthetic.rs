@@ -25,6 +25,10 @@ pub(super) struct SyntheticGuest {
     /// From this time on the guest writes `factor` times as fast.
     pub(super) changes_at: f64,
     pub(super) factor: f64,
+    /// From this time on it writes other pages than before.
+    pub(super) moves_at: f64,
+    /// It works only in so large a share of each of so many seconds.
+    pub(super) bursts: (f64, f64),
 }
 
 impl SyntheticGuest {
@@ -42,6 +46,8 @@ impl SyntheticGuest {
             },
             changes_at: f64::INFINITY,
             factor: 1.0,
+            moves_at: f64::INFINITY,
+            bursts: (1.0, 1.0),
         }
     }
 
@@ -63,8 +69,31 @@ impl SyntheticGuest {
         }
     }
 
+    pub(super) fn moving(self, moves_at: f64) -> Self {
+        Self { moves_at, ..self }
+    }
+
+    pub(super) fn bursting(self, seconds: f64, share: f64) -> Self {
+        Self {
+            bursts: (seconds, share),
+            ..self
+        }
+    }
+
+    /// Seconds worked up to then, at its pace of the start.
     fn work(&self, at: f64) -> f64 {
-        at + (at - self.changes_at).max(0.0) * (self.factor - 1.0)
+        let at = at + (at - self.changes_at).max(0.0) * (self.factor - 1.0);
+        let (seconds, share) = self.bursts;
+        let whole = (at / seconds).floor();
+        whole * seconds * share + (at - whole * seconds).min(seconds * share)
+    }
+
+    fn written(&self, from: f64, to: f64) -> f64 {
+        let busy = self.work(to) - self.work(from);
+        let swept = (self.sweep.per_second * busy).min(self.sweep.pages);
+        let pages = self.scatter.pages.max(1.0);
+        let missed = (1.0 - 1.0 / pages.max(1.000_1)).powf(self.scatter.per_second * busy);
+        swept + pages * (1.0 - missed)
     }
 }
 
@@ -78,10 +107,8 @@ impl Guest for SyntheticGuest {
     }
 
     fn dirtied(&self, from: f64, to: f64) -> f64 {
-        let busy = self.work(to) - self.work(from);
-        let swept = (self.sweep.per_second * busy).min(self.sweep.pages);
-        let pages = self.scatter.pages.max(1.0);
-        let missed = (1.0 - 1.0 / pages.max(1.000_1)).powf(self.scatter.per_second * busy);
-        (swept + pages * (1.0 - missed)).min(self.total_pages)
+        let moved = self.moves_at.clamp(from, to);
+        let pages = self.written(from, moved) + self.written(moved, to);
+        pages.min(self.total_pages)
     }
 }
