@@ -94,7 +94,7 @@ impl Driver {
             objective,
             limits: crate::config::limits(&self.prepared.args),
             switchover_overhead: crate::config::SWITCHOVER_OVERHEAD,
-            not_before: None,
+            not_before: crate::config::not_before(&self.prepared.args, clock::wall()),
         };
         self.session = Session::new(config, t0);
         self.record.start(t0, &config);
