@@ -149,7 +149,7 @@ impl Driver {
             objective: prepared.wish.objective(clock::wall()),
             limits: crate::config::limits(&prepared.args),
             switchover_overhead: crate::config::SWITCHOVER_OVERHEAD,
-            not_before: None,
+            not_before: crate::config::not_before(&prepared.args, clock::wall()),
         };
         Self {
             session: Session::new(config, now),

@@ -99,7 +99,7 @@ impl Driver {
             objective,
             limits: crate::config::limits(&self.prepared.args),
             switchover_overhead: crate::config::SWITCHOVER_OVERHEAD,
-            not_before: None,
+            not_before: crate::config::not_before(&self.prepared.args, clock::wall()),
         };
         self.session = Session::new(config, t0);
         self.session.set_held(self.is_held, t0);
