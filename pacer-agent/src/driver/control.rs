@@ -12,6 +12,7 @@ use crate::pacing::session::Phase;
 use crate::pacing::time::Time;
 use crate::report::limited;
 use crate::supervisor;
+use crate::trace::Entry;
 use crate::units::{from_f64, show_seconds};
 
 /// A cancel that came over the socket.
@@ -59,7 +60,9 @@ impl Driver {
         }
         args.max_rate = max_rate;
         self.prepared.wish = wish;
-        self.session.set_limits(limits(args), now);
+        let limits = limits(args);
+        self.session.set_limits(limits, now);
+        self.record.trace(now, &Entry::Limits(limits));
         self.follow_wish(now);
         let most = max_rate.map_or_else(String::new, |rate| format!(", at most {rate}"));
         Ok(format!("set: {}{most}", self.objective_words()))
@@ -68,6 +71,7 @@ impl Driver {
     fn hold(&mut self, is_held: bool, now: Time) -> String {
         self.is_held = is_held;
         self.session.set_held(is_held, now);
+        self.record.trace(now, &Entry::Held(is_held));
         match is_held {
             true => "held: it comes to the brink and waits there for `pacer ctl release`",
             false => "released: it goes on to what is aimed at",

@@ -93,7 +93,8 @@ impl Record {
         self.trace(at, &Entry::Sample(sample));
     }
 
-    fn trace(&mut self, at: Time, entry: &Entry) {
+    /// Keeps what happened.
+    pub(super) fn trace(&mut self, at: Time, entry: &Entry) {
         if let Some(trace) = &mut self.trace {
             trace.entry(at, entry);
         }

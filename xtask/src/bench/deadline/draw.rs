@@ -144,10 +144,12 @@ pub(super) fn draw(seed: u64, index: usize, quick: bool) -> Drawn {
     let mut rng = rng(seed, index);
     let before = (0..index).filter(|&index| CYCLE[index % CYCLE.len()] == class);
     let nth = before.count();
-    // Every kind comes round; a kind that does not suit gives way to another.
+    // Each class begins at another kind, and every kind comes round; one that does not
+    // suit gives way to another.
+    let first = CYCLE.iter().position(|&other| other == class).unwrap_or(0);
     (0..MOST_DRAWS)
         .find_map(|attempt| {
-            let scenario = Scenario::draw(nth + attempt * 5, &mut rng);
+            let scenario = Scenario::draw(first * 2 + nth + attempt * 5, &mut rng);
             try_draw((class, nth), scenario, quick, &mut rng)
         })
         .expect("every class has kinds that suit, which a test sees to")
