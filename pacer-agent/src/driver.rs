@@ -6,6 +6,7 @@
 
 mod begin;
 mod control;
+mod disks;
 mod draft;
 mod end;
 mod guest;
@@ -128,6 +129,7 @@ pub struct Driver {
     inbox: UnboundedReceiver<Event>,
     tasks: JoinSet<()>,
     draft: draft::Draft,
+    disks: disks::Disks,
     control: Control,
     /// A person holds it.
     is_held: bool,
@@ -183,6 +185,7 @@ impl Driver {
             inbox,
             tasks,
             draft: draft::Draft::default(),
+            disks: disks::Disks::default(),
             control: Control::start(&directory(), supervisor::own_pid()),
             is_held: false,
             forecast: None,
@@ -276,6 +279,7 @@ impl Driver {
         self.check_wall_clock(now);
         self.observe(now);
         self.ask_progress(now);
+        self.ask_disks(now);
         self.session.handle_timeout(now);
         if let Some(end) = self.act(now).await {
             return Some(end);

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use pacer_tests::agent::pacer_binary;
+use pacer_tests::disk::DiskOptions;
 use pacer_tests::guest::bare::BareGuest;
+use pacer_tests::guest::bare::devices::{BareDirection, BareDisk};
 use pacer_tests::pair::{Pair, PairOptions};
 use pacer_tests::process::wait_until;
 use pacer_tests::qemu::{Accel, QemuInstall, QemuVersion};
@@ -144,10 +146,11 @@ fn a_held_migration_waits_at_the_brink_and_arrives_when_released() -> Result<()>
     })?;
     wait_copying(&pair)?;
     let brink = wait_until("it is at the brink", TIMEOUT, || {
-        // A guest that writes little is held short of the end of its first pass.
         let status = status(&pair)?;
-        let is_near = status["pending_bytes"].as_u64() < Some(4 << 20);
-        Ok((is_near && status["held"] == true).then_some(status))
+        let seconds = |value: &Value| value.as_f64().unwrap_or(f64::INFINITY);
+        let left = seconds(&status["finish_seconds"][1]) - seconds(&status["elapsed_seconds"]);
+        let is_still = status["commanded_bytes_per_second"].as_u64() < Some(1 << 20);
+        Ok((left < 2.0 && is_still && status["held"] == true).then_some(status))
     })?;
     // Without the hold it would have arrived within a second or two.
     let until = Instant::now() + Duration::from_secs(6);
@@ -163,6 +166,88 @@ fn a_held_migration_waits_at_the_brink_and_arrives_when_released() -> Result<()>
     ensure!(took < Duration::from_secs(5), "{took:?}");
     let report = pair.report()?;
     ensure!(report["outcome"] == "completed", "{report:#}");
+    pair.verify_destination()?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn the_guests_disk_comes_first() -> Result<()> {
+    const DISK: BareDisk = BareDisk {
+        per_second: 100,
+        ..BareDisk::new(BareDirection::Write, 16 << 20)
+    };
+    let folder = tempfile::tempdir()?;
+    let disk = DiskOptions::new("slow", folder.path().join("image"));
+    disk.create_image(16 << 20)?;
+    let qemu = QemuInstall::find(QemuVersion::from_env()?)?;
+    let guest = BareGuest {
+        disk: Some(DISK),
+        ..BARE
+    };
+    let mut vm = VmOptions::new(Guest::Bare(guest), qemu, Accel::detect()?);
+    vm.disks = vec![disk];
+    let flags = ["--max-rate", "8MB/s", "--disk-latency-limit", "30ms"];
+    let pair = Pair::start(&PairOptions::new(vm).source_flags(flags))?;
+    wait_copying(&pair)?;
+    let throttle = |per_second: u32| {
+        let arguments = serde_json::json!({
+            "id": "/machine/peripheral/slow/virtio-backend",
+            "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": per_second, "iops_rd": 0, "iops_wr": 0
+        });
+        pair.source.qmp("block_set_io_throttle", arguments)
+    };
+    throttle(10)?;
+    wait_until("the migration gives way", TIMEOUT, || {
+        let status = status(&pair)?;
+        let rate = status["commanded_bytes_per_second"].as_u64();
+        let reason = status["reason"].as_str().unwrap_or_default();
+        Ok((rate < Some(4_000_000) && reason.contains("disk")).then_some(()))
+    })?;
+    throttle(0)?;
+    wait_until("it goes on as before", TIMEOUT, || {
+        let rate = status(&pair)?["commanded_bytes_per_second"].as_u64();
+        Ok((rate > Some(7_000_000)).then_some(()))
+    })?;
+    done(&pair, &["cancel"])?;
+    ensure!(pair.source_agent.wait(TIMEOUT)? == 4);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_guest_that_writes_too_fast_is_slowed_as_far_as_needed() -> Result<()> {
+    const FAST: BareGuest = BareGuest {
+        ram_mib: 256,
+        fill_mib: 64,
+        working_set_pages: 20_000,
+        pages_per_second: 15_000,
+        ..BareGuest::PLAIN
+    };
+    let qemu = QemuInstall::find(QemuVersion::from_env()?)?;
+    let vm = VmOptions::new(Guest::Bare(FAST), qemu, Accel::detect()?);
+    let flags = [
+        "--deadline",
+        "30s",
+        "--max-rate",
+        "40MB/s",
+        "--on-infeasible",
+        "converge",
+    ];
+    let pair = Pair::start(&PairOptions::new(vm).source_flags(flags))?;
+    let code = pair.source_agent.wait(TIMEOUT)?;
+    let report = pair.report()?;
+    let tail = || pair.source_agent.log_tail();
+    ensure!(report["outcome"] == "completed", "{code}\n{}", tail());
+    let throttle = report["throttle"].as_array().context("throttle")?;
+    let values: Vec<u64> = throttle
+        .iter()
+        .filter_map(|step| step["value"].as_u64())
+        .collect();
+    ensure!(
+        !values.is_empty() && values.is_sorted() && values.iter().all(|value| *value < 99),
+        "{values:?}"
+    );
     pair.verify_destination()?;
     Ok(())
 }

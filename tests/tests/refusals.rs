@@ -176,7 +176,9 @@ fn peers_that_are_not_pinned() -> Result<()> {
     check(&source, 1, &["--peer", good.own.fingerprint()])?;
     dest.wait_log(good.own.fingerprint(), TIMEOUT)?;
     ensure!(dest.try_wait()?.is_none(), "it goes on waiting");
-    drop(dest);
+    // The port is free once it has ended.
+    dest.sigint()?;
+    dest.wait(TIMEOUT)?;
     // The source does not know the destination.
     let pinned = good.own.fingerprint().to_owned();
     let dest = good.dest(&address, &pinned, &flags)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
+use super::disks::Disk;
 use crate::address::Listener;
 use crate::link::Link;
 use crate::measure::Before;
@@ -41,6 +42,8 @@ pub(super) enum Event {
     Progress(Result<MigrationInfo, QmpError>),
     /// The answer to `query-status`, asked at STOP or after events were missed.
     Status(Result<RunStatus, QmpError>),
+    /// The answer to `query-blockstats`.
+    Disks(Result<Vec<Disk>, QmpError>),
     /// The guest's memory was looked through.
     Sized(Ram),
     /// The guest's memory was compared with what it was.

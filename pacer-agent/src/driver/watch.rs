@@ -71,6 +71,11 @@ impl Driver {
             }
             Event::Status(Ok(status)) => return self.handle_run_state(&status.status, now).await,
             Event::Status(Err(error)) => tracing::debug!(%error, "QEMU does not say its state"),
+            Event::Disks(Ok(disks)) => self.take_disks(&disks, now),
+            Event::Disks(Err(error)) => {
+                tracing::debug!(%error, "QEMU does not say how its disks do");
+                self.disks.forget_question();
+            }
             Event::Sized(ram) => self.on_ram(ram),
             Event::Compared(window) => self.on_compared(window, now),
             Event::MigrateRefused(error) => return Some(End::Failed(error.to_string())),
