@@ -162,7 +162,7 @@ fn check_nobody_at_the_destination(pair: &Pair) -> Result<()> {
 
 fn switches_itself_off() -> Result<()> {
     let pair = copying(vm(&[])?)?;
-    pair.source.qmp("inject-nmi", Value::Null)?;
+    pair.source.qmp("system_powerdown", Value::Null)?;
     let report = ended(&pair, 5, "guest-ended")?;
     ensure!(has_event(&report, "SHUTDOWN"), "{report:#}");
     check_nobody_at_the_destination(&pair)
@@ -170,7 +170,7 @@ fn switches_itself_off() -> Result<()> {
 
 fn panics() -> Result<()> {
     let pair = copying(vm(&["-device", "pvpanic", "-action", "panic=pause"])?)?;
-    pair.source.qmp("inject-nmi", Value::Null)?;
+    pair.source.qmp("system_powerdown", Value::Null)?;
     let report = ended(&pair, 5, "guest-ended")?;
     ensure!(has_event(&report, "GUEST_PANICKED"), "{report:#}");
     ensure!(

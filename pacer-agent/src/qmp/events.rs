@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Qmp, connect};
+use super::{Connection, Qmp, connect};
 
 /// How often a monitor that is lost is tried.
 const RETRY: Duration = Duration::from_millis(500);
@@ -34,10 +34,16 @@ impl Qmp {
     /// closed is connected to anew, and everybody who has this [`Qmp`] uses the new
     /// connection.
     pub async fn follow<E>(self, events: UnboundedSender<E>, wrap: impl Fn(Heard) -> E) {
+        let mut lost = self.lost.subscribe();
         loop {
-            let mut stream = self.client().events();
+            let connection = self.connection();
+            let mut stream = connection.client.events();
             loop {
-                let heard = match stream.recv().await {
+                let heard = tokio::select! {
+                    heard = stream.recv() => heard,
+                    _ = lost.wait_for(|lost| *lost >= connection.number) => break,
+                };
+                let heard = match heard {
                     Ok(event) => Heard::Event(QmpEvent {
                         name: event.name,
                         data: event.data,
@@ -71,8 +77,13 @@ impl Qmp {
     }
 
     async fn reconnect(&self) -> Result<(), super::QmpError> {
-        let fresh = connect(&self.path).await?;
-        *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let client = connect(&self.path).await?;
+        let number = self.connection().number + 1;
+        let fresh = Connection { client, number };
+        *self
+            .connection
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
 }

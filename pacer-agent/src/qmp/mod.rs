@@ -9,6 +9,7 @@ use std::time::Duration;
 use qmp::{CallOptions, Client, ConnectOptions, Endpoint};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// QEMU serves one client per QMP socket; a second one hangs silently.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -68,8 +69,18 @@ pub enum QmpError {
 #[derive(Clone, Debug)]
 pub struct Qmp {
     path: PathBuf,
-    /// Another one once [`events`] has connected anew.
-    client: Arc<RwLock<Client>>,
+    connection: Arc<RwLock<Connection>>,
+    /// The number of the last connection that was found closed; 0 is none.
+    lost: watch::Sender<u64>,
+}
+
+/// One of the connections that there were: the crate's client does not say that it is
+/// closed until something is asked of it.
+#[derive(Clone, Debug)]
+struct Connection {
+    client: Client,
+    /// From 1.
+    number: u64,
 }
 
 /// `query-status`.
@@ -144,14 +155,15 @@ impl Qmp {
         let client = connect(path).await?;
         Ok(Self {
             path: path.to_owned(),
-            client: Arc::new(RwLock::new(client)),
+            connection: Arc::new(RwLock::new(Connection { client, number: 1 })),
+            lost: watch::Sender::new(0),
         })
     }
 
-    fn client(&self) -> Client {
+    fn connection(&self) -> Connection {
         // Whole after every call.
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
-        client.clone()
+        let connection = self.connection.read();
+        connection.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// QEMU's version, as `10.0.2`.
@@ -164,8 +176,7 @@ impl Qmp {
     /// QEMU's version in numbers.
     #[must_use]
     pub fn version_numbers(&self) -> (u64, u64, u64) {
-        let client = self.client();
-        let qemu = client.greeting().qmp.version.qemu;
+        let qemu = self.connection().client.greeting().qmp.version.qemu;
         (qemu.major, qemu.minor, qemu.micro)
     }
 
@@ -199,10 +210,16 @@ impl Qmp {
             timeout: Some(timeout),
             cancel: None,
         };
-        self.client()
-            .execute_with_options(command, arguments, options)
-            .await
-            .map_err(|error| explain(command, timeout, error))
+        let Connection { client, number } = self.connection();
+        let done = client.execute_with_options(command, arguments, options);
+        let error = match done.await {
+            Ok(reply) => return Ok(reply),
+            Err(error) => explain(command, timeout, error),
+        };
+        if matches!(error, QmpError::Gone { .. }) {
+            self.lost.send_modify(|lost| *lost = number.max(*lost));
+        }
+        Err(error)
     }
 
     /// Executes `command` for its effect.
