@@ -244,10 +244,9 @@ fn a_guest_that_writes_too_fast_is_slowed_as_far_as_needed() -> Result<()> {
         .iter()
         .filter_map(|step| step["value"].as_u64())
         .collect();
-    ensure!(
-        !values.is_empty() && values.is_sorted() && values.iter().all(|value| *value < 99),
-        "{values:?}"
-    );
+    // This guest keeps its pace until its processor is all but taken from it.
+    let is_gradual = values.first().is_some_and(|first| *first < 50) && values.is_sorted();
+    ensure!(is_gradual && values.last() <= Some(&99), "{values:?}");
     pair.verify_destination()?;
     Ok(())
 }

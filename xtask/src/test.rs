@@ -45,12 +45,14 @@ pub(crate) fn test() -> Result<ExitCode> {
 /// The end-to-end tests in which versions of QEMU differ: its migration and the
 /// handover (where each agent dies at one point), its logs, its functions under
 /// uprobes. Everything else runs on the system's QEMU alone.
-const PER_VERSION: [&str; 18] = [
+const PER_VERSION: [&str; 20] = [
     "a_bare_guest_arrives_whole_and_goes_on",
     "a_bare_guest_moves_to_a_newer_qemu",
     "a_guest_arrives_at_its_deadline",
     "a_linux_guest_arrives_with_its_disk",
     "a_migration_without_a_return_path",
+    "a_guest_that_can_arrive_does",
+    "whatever_becomes_of_the_guest",
     "ctrl_c_leaves_the_guest_at_the_source",
     "the_sources_agent_may_die_in_the_handover",
     "the_destinations_agent_may_die_in_the_handover",
