@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod assets;
+pub mod beside;
 pub mod block_stats;
 pub mod bpftrace;
 pub mod delay;

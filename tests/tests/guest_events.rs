@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use pacer_tests::beside::run_beside;
 use pacer_tests::disk::DiskOptions;
 use pacer_tests::guest::bare::BareGuest;
 use pacer_tests::guest::bare::devices::{BareDirection, BareDisk};
@@ -80,27 +80,8 @@ const CASES: [Case; 10] = [
 
 #[test]
 #[ignore = "needs QEMU"]
-fn whatever_becomes_of_the_guest_has_an_outcome() {
-    let left = Mutex::new(CASES.iter());
-    let failed = Mutex::new(Vec::new());
-    let work = || loop {
-        let next = left.lock().expect("no case panics here").next();
-        let Some(case) = next else { return };
-        let found = std::panic::catch_unwind(case.run);
-        let found = found.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")));
-        println!("a guest that {}: {}", case.name, found.is_ok());
-        if let Err(error) = found {
-            let text = format!("a guest that {}: {error:?}", case.name);
-            failed.lock().expect("no case panics here").push(text);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(work);
-        }
-    });
-    let failed = failed.into_inner().expect("no case panics here");
-    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+fn whatever_becomes_of_the_guest_has_an_outcome() -> Result<()> {
+    run_beside(&CASES, AT_ONCE, |case| case.name, |case| (case.run)())
 }
 
 fn vm(extra: &[&str]) -> Result<VmOptions> {

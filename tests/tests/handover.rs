@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use pacer_tests::agent::{Agent, pacer_binary};
+use pacer_tests::beside::run_beside;
 use pacer_tests::guest::bare::BareGuest;
 use pacer_tests::pair::{Pair, PairOptions};
 use pacer_tests::process::{free_port, wait_until};
@@ -27,6 +28,8 @@ const BARE: BareGuest = BareGuest {
     pages_per_second: 1000,
     ..BareGuest::PLAIN
 };
+/// They wait, mostly.
+const AT_ONCE: usize = 2;
 const VARIABLE: &str = "PACER_STOP_AT";
 /// What Pacer sets QEMU's own limiter to while it migrates.
 const MAX_BANDWIDTH: u64 = 1 << 40;
@@ -179,27 +182,18 @@ fn logs(pair: &Pair) -> String {
     )
 }
 
-/// Every point in turn, so that a failure names them all. The agents are the same
+/// Every point, so that a failure names them all. The agents are the same
 /// on an older QEMU: one point shows that it answers them as they expect.
 fn check_all(side: Side, points: &[&str]) -> Result<()> {
     check_each(points, |point| check(side, point))
 }
 
-fn check_each(points: &[&str], check: impl Fn(&str) -> Result<()>) -> Result<()> {
+fn check_each(points: &[&str], check: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
     let points = match QemuVersion::from_env()? {
         QemuVersion::System => points,
         QemuVersion::V7_2 => &points[points.len() / 2..][..1],
     };
-    let mut failures = Vec::new();
-    for point in points {
-        let start = Instant::now();
-        match check(point) {
-            Ok(()) => eprintln!("{point}: ok after {:.1?}", start.elapsed()),
-            Err(error) => failures.push(format!("{point}: {error:#}")),
-        }
-    }
-    ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
-    Ok(())
+    run_beside(points, AT_ONCE, |point| point, |point| check(point))
 }
 
 #[test]
