@@ -1,7 +1,7 @@
 //! What the link takes, found by sending what nobody needs, before the migration.
 //!
-//! A stream of its own kind carries padding from the source for at most [`LONGEST`] and
-//! at most [`MOST_BYTES`]; the destination discards it and says how it came. Both ends
+//! A stream of its own kind carries padding from the source for at most `LONGEST` and
+//! at most `MOST_BYTES`; the destination discards it and says how it came. Both ends
 //! hold these bounds, so that neither can be made to do more.
 
 use std::time::Duration;
