@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -186,20 +186,39 @@ pub fn log_tail(path: &Path) -> String {
     format!("--- {}\n{}", path.display(), &log[from..])
 }
 
-/// A UDP port of the loopback that nobody has now.
+/// A UDP port of the loopback that nobody is bound to, and that nobody gets by chance.
 ///
 /// # Errors
 /// There is none.
 pub fn free_udp_port() -> io::Result<u16> {
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
-    Ok(socket.local_addr()?.port())
+    draw_port(|port| std::net::UdpSocket::bind(("127.0.0.1", port)).map(drop))
 }
 
-/// A TCP port of the loopback that nobody listens at now.
+/// A TCP port of the loopback that nobody listens at, and that nobody gets by chance.
 ///
 /// # Errors
 /// There is none.
 pub fn free_port() -> io::Result<u16> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    Ok(listener.local_addr()?.port())
+    draw_port(|port| std::net::TcpListener::bind(("127.0.0.1", port)).map(drop))
+}
+
+/// The kernel gives the ports above these to whoever asks for any: one that it gave us
+/// could be another's by the time it is used. Each of these is drawn once a round.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+fn draw_port(bind: impl Fn(u16) -> io::Result<()>) -> io::Result<u16> {
+    static DRAWN: AtomicU32 = AtomicU32::new(0);
+    let ports = u32::from(PORTS.end - PORTS.start);
+    // Other processes of ours begin elsewhere.
+    let first = std::process::id().wrapping_mul(251);
+    let mut error = None;
+    for _ in 0..ports {
+        let drawn = first.wrapping_add(DRAWN.fetch_add(1, Ordering::Relaxed)) % ports;
+        let port = PORTS.start + u16::try_from(drawn).unwrap_or_default();
+        match bind(port) {
+            Ok(()) => return Ok(port),
+            Err(taken) => error = Some(taken),
+        }
+    }
+    Err(error.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }

@@ -29,7 +29,7 @@ const BARE: BareGuest = BareGuest {
     ..BareGuest::PLAIN
 };
 /// They wait, mostly.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 3;
 const VARIABLE: &str = "PACER_STOP_AT";
 /// What Pacer sets QEMU's own limiter to while it migrates.
 const MAX_BANDWIDTH: u64 = 1 << 40;
