@@ -9,6 +9,7 @@ use prometheus::{
 use crate::observe::families::ProbeFamilies;
 use crate::observe::line::Line;
 use crate::pacing::action::ForecastRecord;
+use crate::pacing::objective::Reason;
 use crate::pacing::sample::StreamCounters;
 use crate::units::to_f64;
 
@@ -26,6 +27,7 @@ pub struct Metrics {
     forecast_bytes: GaugeVec,
     dirty_rate: GaugeVec,
     verdict: IntGaugeVec,
+    rate_reason: IntGaugeVec,
     outcome: IntGaugeVec,
     bytes: [IntCounter; 2],
     pages: [IntCounter; 2],
@@ -122,6 +124,11 @@ impl Metrics {
                 "1 for the verdict in force: can the deadline be met?",
                 "verdict",
             )?,
+            rate_reason: flags(
+                "migration_rate_reason",
+                "1 for why the commanded rate is what it is, 0 for the other reasons.",
+                "reason",
+            )?,
             outcome: flags(
                 "migration_outcome",
                 "1 for how the migration ended; absent before.",
@@ -181,6 +188,15 @@ impl Metrics {
         }
         if let Some(achieved) = achieved {
             self.rate.with_label_values(&["achieved"]).set(achieved);
+        }
+    }
+
+    /// Why that rate was commanded.
+    pub fn set_rate_reason(&self, reason: Reason) {
+        for other in Reason::ALL {
+            self.rate_reason
+                .with_label_values(&[other.word()])
+                .set(i64::from(other == reason));
         }
     }
 
@@ -266,11 +282,15 @@ mod tests {
         });
         metrics.set_rates(Some(u64::MAX), Some(5.0));
         metrics.set_outcome("completed");
+        metrics.set_rate_reason(Reason::Steady);
+        metrics.set_rate_reason(Reason::Held);
         let text = render(metrics.registry()).unwrap();
         for line in [
             "pacer_migration_bytes_total{at=\"wire\",side=\"source\"} 7",
             "pacer_migration_rate_bytes_per_second{kind=\"commanded\",side=\"source\"} inf",
             "pacer_migration_outcome{outcome=\"completed\",side=\"source\"} 1",
+            "pacer_migration_rate_reason{reason=\"held\",side=\"source\"} 1",
+            "pacer_migration_rate_reason{reason=\"steady\",side=\"source\"} 0",
         ] {
             assert!(
                 text.to_lowercase().contains(&line.to_lowercase()),

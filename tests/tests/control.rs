@@ -172,6 +172,37 @@ fn a_held_migration_waits_at_the_brink_and_arrives_when_released() -> Result<()>
 
 #[test]
 #[ignore = "needs QEMU"]
+fn a_guest_does_not_arrive_before_it_may() -> Result<()> {
+    let not_before = jiff::Timestamp::now() + Duration::from_secs(25);
+    let flags = [
+        "--max-rate",
+        "60MB/s",
+        "--not-before",
+        &not_before.to_string(),
+    ];
+    let pair = start(&flags)?;
+    ensure!(pair.source_agent.wait(TIMEOUT)? == 0);
+    let report = pair.report()?;
+    let finished = report["finished_at"].as_str().context("a time")?;
+    let late = finished
+        .parse::<jiff::Timestamp>()?
+        .duration_since(not_before);
+    ensure!(
+        (0.0..5.0).contains(&late.as_secs_f64()),
+        "{late:?} after it may\n{report:#}"
+    );
+    let reasons = report["rates"].as_array().context("rates")?;
+    ensure!(reasons.iter().any(|rate| {
+        rate["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("held"))
+    }));
+    pair.verify_destination()?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn the_guests_disk_comes_first() -> Result<()> {
     const DISK: BareDisk = BareDisk {
         per_second: 100,

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::clock;
-use crate::config::{Wish, limits};
+use crate::config::{Wish, limits, not_before};
 use crate::ctl::Checked;
 use crate::ctl::server::{Asked, What};
 use crate::ctl::status::Status;
@@ -85,6 +85,8 @@ impl Driver {
         let t0 = clock::wall() - jiff::SignedDuration::try_from(elapsed).unwrap_or_default();
         let objective = self.prepared.wish.objective(t0);
         self.session.set_objective(objective, now);
+        let not_before = not_before(&self.prepared.args, t0);
+        self.session.set_not_before(not_before, now);
         self.record.objective(objective, now);
     }
 

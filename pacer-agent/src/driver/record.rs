@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::observe::feed::Feed;
-use crate::pacing::controller::{Objective, Verdict};
+use crate::pacing::objective::{Objective, Reason, Verdict};
 use crate::pacing::sample::Sample;
 use crate::pacing::session::{Action, Session, SessionConfig};
 use crate::pacing::time::Time;
@@ -15,7 +15,7 @@ use crate::progress::{Progress, View};
 use crate::report::{self, Outcome, Report, Step, limited};
 use crate::source::Prepared;
 use crate::trace::{Entry, Header, TraceWriter};
-use crate::units::{from_f64, show_seconds};
+use crate::units::{from_f64, show_rate, show_seconds};
 
 /// Windows at which the dirty curve is shown.
 const WINDOWS: [(&str, f64); 3] = [("0.1", 0.1), ("1", 1.0), ("10", 10.0)];
@@ -34,6 +34,8 @@ pub(super) struct Record {
     next_feed: Time,
     /// Runs of programs that the kernel had left out by then.
     missed_runs: u64,
+    /// Why the last rate was what it was.
+    last_reason: Option<Reason>,
     /// How many of the probe's warnings were told.
     warnings_told: usize,
 }
@@ -58,6 +60,7 @@ impl Record {
             feed: None,
             next_feed: now,
             missed_runs: 0,
+            last_reason: None,
             warnings_told: 0,
         }
     }
@@ -116,8 +119,12 @@ impl Record {
             Action::SetRate {
                 bytes_per_second,
                 reason,
-            } => self.rate(*bytes_per_second, reason.to_string(), session, now),
+            } => {
+                self.reason(*bytes_per_second, *reason);
+                self.rate(*bytes_per_second, reason.to_string(), session, now);
+            }
             Action::OpenBucket { reason } => {
+                self.reason(u64::MAX, *reason);
                 self.rate(u64::MAX, reason.to_string(), session, now);
             }
             Action::Forecast(forecast) => {
@@ -166,6 +173,15 @@ impl Record {
         self.report.deadline_changes.push(serde_json::json!({
             "at_seconds": at_seconds, "deadline_seconds": deadline
         }));
+    }
+
+    /// Says another reason: rates for the same one follow each other many times.
+    fn reason(&mut self, rate: u64, reason: Reason) {
+        if self.last_reason.replace(reason) != Some(reason) {
+            let rate = limited(rate).map_or_else(|| "no limit".to_owned(), show_rate);
+            tracing::info!("rate: {rate} ({reason})");
+            self.metrics.set_rate_reason(reason);
+        }
     }
 
     pub(super) fn rate(&mut self, rate: u64, reason: String, session: &Session, now: Time) {

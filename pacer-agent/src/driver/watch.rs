@@ -473,7 +473,8 @@ impl Driver {
 
     /// Follows steps of the wall's clock where the deadline depends on it.
     pub(super) fn check_wall_clock(&mut self, now: Time) {
-        if !self.prepared.wish.is_wall_clock() {
+        let args = &self.prepared.args;
+        if !self.prepared.wish.is_wall_clock() && args.not_before.is_none() {
             return;
         }
         let offset = super::wall_offset();
@@ -481,7 +482,7 @@ impl Driver {
             return;
         }
         self.wall_offset = offset;
-        tracing::warn!("the wall's clock was stepped; the deadline follows it");
+        tracing::warn!("the wall's clock was stepped; what was asked by it follows");
         self.follow_wish(now);
     }
 }

@@ -106,6 +106,43 @@ pub enum Reason {
     Switchover,
 }
 
+impl Reason {
+    /// All there are.
+    pub const ALL: [Self; 12] = [
+        Self::Fixed,
+        Self::Fastest,
+        Self::Sizing,
+        Self::Reserve,
+        Self::Steady,
+        Self::Sprint,
+        Self::Waiting,
+        Self::BestEffort,
+        Self::Held,
+        Self::DiskLatency,
+        Self::Converge,
+        Self::Switchover,
+    ];
+
+    /// One word for it, as metrics have it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Fastest => "fastest",
+            Self::Sizing => "sizing",
+            Self::Reserve => "reserve",
+            Self::Steady => "steady",
+            Self::Sprint => "sprint",
+            Self::Waiting => "waiting",
+            Self::BestEffort => "best-effort",
+            Self::Held => "held",
+            Self::DiskLatency => "disk-latency",
+            Self::Converge => "converge",
+            Self::Switchover => "switchover",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

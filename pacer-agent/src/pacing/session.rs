@@ -216,6 +216,14 @@ impl Session {
         }
     }
 
+    /// May not arrive before another time, from t0; `None` is any.
+    pub fn set_not_before(&mut self, not_before: Option<Duration>, now: Time) {
+        if self.config.not_before != not_before {
+            self.config.not_before = not_before;
+            self.decide_anew(now);
+        }
+    }
+
     /// Whether it is held: by somebody, or because it may not arrive yet.
     #[must_use]
     pub fn is_held(&self, now: Time) -> bool {
